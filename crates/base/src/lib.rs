@@ -1,1 +1,10 @@
+//! Identifiers and small pure helpers that every other crate may use.
+//!
+//! No sockets, no files, no tasks, no clock: what needs the time is given it.
 
+pub mod backoff;
+pub mod ids;
+pub mod names;
+
+pub use backoff::Backoff;
+pub use ids::{PodId, RevisionId, RouteId};

@@ -1,1 +1,18 @@
+//! What every role shares when it talks to the API server or to another role.
+//!
+//! - [`cache`]: one shared, watched copy of a kind per process.
+//! - [`queue`]: the work queue that controllers take keys from.
+//! - [`link`]: the wire between gateway, autoscaler and controllers, apart from API objects.
+//! - [`kubelet`]: what the API server asks of a node (logs, exec).
+//! - [`images`]: what controllers ask of the image store.
+//!
+//! Invariants: a cache never writes; a queue never holds a key twice; nothing here decides.
 
+pub mod cache;
+pub mod images;
+pub mod kubelet;
+pub mod link;
+pub mod queue;
+
+pub use cache::{Cache, Caches, Change, ObjectKey};
+pub use queue::{Queue, run_workers};

@@ -1,0 +1,218 @@
+//! Shared caches: each kind is listed and watched once per process and decoded once.
+//!
+//! Subscribers are called in line, under no lock of the cache, in the order of the changes. They must be quick: a
+//! controller adds a key to its [`Queue`](crate::Queue) and returns.
+
+use std::any::{Any, TypeId};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client, Resource, ResourceExt};
+use parking_lot::{Mutex, RwLock};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+/// Namespace (empty for a cluster-wide kind) and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Empty for a cluster-wide kind.
+    pub namespace: String,
+    /// Name of the object.
+    pub name: String,
+}
+
+impl ObjectKey {
+    /// A key from its parts.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// The key of an object.
+    pub fn of<K: Resource>(object: &K) -> Self {
+        Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
+    }
+}
+
+impl std::fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// One object as it was and as it is.
+#[derive(Debug)]
+pub struct Change<K> {
+    /// The object before; `None` when it is new.
+    pub old: Option<Arc<K>>,
+    /// The object now; `None` when it is gone.
+    pub new: Option<Arc<K>>,
+}
+
+impl<K: Resource> Change<K> {
+    /// The object now, or the last that was seen of it.
+    pub fn object(&self) -> &Arc<K> {
+        self.new.as_ref().or(self.old.as_ref()).expect("a change has an old or a new object")
+    }
+
+    /// Key of the object.
+    pub fn key(&self) -> ObjectKey {
+        ObjectKey::of(self.object().as_ref())
+    }
+}
+
+/// A kind that can be cached.
+pub trait Cacheable: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
+impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static> Cacheable for K {}
+
+type Subscriber<K> = Box<dyn Fn(&Change<K>) + Send + Sync>;
+
+/// All objects of one kind, as last seen.
+pub struct Cache<K> {
+    objects: RwLock<BTreeMap<ObjectKey, Arc<K>>>,
+    subscribers: RwLock<Vec<Subscriber<K>>>,
+    synced: watch::Sender<bool>,
+}
+
+impl<K: Cacheable> Cache<K> {
+    fn new() -> Self {
+        Self { objects: RwLock::default(), subscribers: RwLock::default(), synced: watch::Sender::new(false) }
+    }
+
+    /// The object of that key.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.objects.read().get(&ObjectKey::new(namespace, name)).cloned()
+    }
+
+    /// The object of that key.
+    pub fn get_key(&self, key: &ObjectKey) -> Option<Arc<K>> {
+        self.objects.read().get(key).cloned()
+    }
+
+    /// All objects, in the order of their keys.
+    pub fn list(&self) -> Vec<Arc<K>> {
+        self.objects.read().values().cloned().collect()
+    }
+
+    /// The objects of one namespace for which `keep` holds.
+    pub fn select(&self, namespace: &str, keep: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+        let objects = self.objects.read();
+        let start = ObjectKey::new(namespace, "");
+        let in_namespace = objects.range(start..).take_while(|(key, _)| key.namespace == namespace);
+        in_namespace.filter(|(_, object)| keep(object)).map(|(_, object)| object.clone()).collect()
+    }
+
+    /// Calls `subscriber` for each object present now, then for each change.
+    pub fn subscribe(&self, subscriber: impl Fn(&Change<K>) + Send + Sync + 'static) {
+        // The list of subscribers is locked first, so that no change falls between the two steps.
+        let mut subscribers = self.subscribers.write();
+        for object in self.list() {
+            subscriber(&Change { old: None, new: Some(object) });
+        }
+        subscribers.push(Box::new(subscriber));
+    }
+
+    /// Waits until the first list is complete.
+    pub async fn synced(&self) {
+        // The sender lives as long as the cache.
+        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    fn set(&self, mut object: K) {
+        object.meta_mut().managed_fields = None;
+        let subscribers = self.subscribers.read();
+        let new = Arc::new(object);
+        let old = self.objects.write().insert(ObjectKey::of(new.as_ref()), new.clone());
+        notify(&subscribers, &Change { old, new: Some(new) });
+    }
+
+    fn remove(&self, key: &ObjectKey, last: Option<K>) {
+        let subscribers = self.subscribers.read();
+        let present = self.objects.write().remove(key);
+        if let Some(old) = last.map(Arc::new).or(present) {
+            notify(&subscribers, &Change { old: Some(old), new: None });
+        }
+    }
+
+    async fn run(self: Arc<Self>, api: Api<K>, stop: CancellationToken) {
+        use kube::runtime::WatchStreamExt;
+        let mut events = watcher::watcher(api, watcher::Config::default()).default_backoff().boxed();
+        let mut listed: Option<Vec<ObjectKey>> = None;
+        loop {
+            let event = tokio::select! {
+                () = stop.cancelled() => return,
+                event = events.next() => event,
+            };
+            match event {
+                Some(Ok(Event::Init)) => listed = Some(Vec::new()),
+                Some(Ok(Event::InitApply(object))) => {
+                    if let Some(listed) = &mut listed {
+                        listed.push(ObjectKey::of(&object));
+                    }
+                    self.set(object);
+                }
+                Some(Ok(Event::InitDone)) => {
+                    self.keep_only(&listed.take().unwrap_or_default());
+                    self.synced.send_replace(true);
+                }
+                Some(Ok(Event::Apply(object))) => self.set(object),
+                Some(Ok(Event::Delete(object))) => self.remove(&ObjectKey::of(&object), Some(object)),
+                Some(Err(error)) => warn!(%error, kind = %K::kind(&()), "watch failed, trying again"),
+                None => return,
+            }
+        }
+    }
+
+    /// After a new list: what it did not name is gone.
+    fn keep_only(&self, listed: &[ObjectKey]) {
+        let listed: std::collections::HashSet<&ObjectKey> = listed.iter().collect();
+        let gone: Vec<ObjectKey> =
+            self.objects.read().keys().filter(|key| !listed.contains(key)).cloned().collect();
+        for key in gone {
+            self.remove(&key, None);
+        }
+    }
+}
+
+fn notify<K>(subscribers: &[Subscriber<K>], change: &Change<K>) {
+    for subscriber in subscribers {
+        subscriber(change);
+    }
+}
+
+/// The caches of one process.
+pub struct Caches {
+    client: Client,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    by_kind: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+}
+
+impl Caches {
+    /// Caches that read through `client` until `stop`.
+    pub fn new(client: Client, tasks: TaskTracker, stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { client, tasks, stop, by_kind: Mutex::default() })
+    }
+
+    /// The client that the caches read through.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The cache of one kind, in all namespaces; started at its first use.
+    pub fn of<K: Cacheable>(&self) -> Arc<Cache<K>> {
+        let mut by_kind = self.by_kind.lock();
+        if let Some(cache) = by_kind.get(&TypeId::of::<K>()) {
+            return cache.clone().downcast().expect("a cache is stored under its own type");
+        }
+        let cache = Arc::new(Cache::<K>::new());
+        by_kind.insert(TypeId::of::<K>(), cache.clone());
+        self.tasks.spawn(cache.clone().run(Api::all(self.client.clone()), self.stop.clone()));
+        cache
+    }
+}
