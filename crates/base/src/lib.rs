@@ -5,6 +5,7 @@
 pub mod backoff;
 pub mod ids;
 pub mod names;
+pub mod quantity;
 
 pub use backoff::Backoff;
 pub use ids::{PodId, RevisionId, RouteId};

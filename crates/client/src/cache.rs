@@ -171,8 +171,7 @@ impl<K: Cacheable> Cache<K> {
     /// After a new list: what it did not name is gone.
     fn keep_only(&self, listed: &[ObjectKey]) {
         let listed: std::collections::HashSet<&ObjectKey> = listed.iter().collect();
-        let gone: Vec<ObjectKey> =
-            self.objects.read().keys().filter(|key| !listed.contains(key)).cloned().collect();
+        let gone: Vec<ObjectKey> = self.objects.read().keys().filter(|key| !listed.contains(key)).cloned().collect();
         for key in gone {
             self.remove(&key, None);
         }

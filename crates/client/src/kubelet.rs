@@ -43,6 +43,10 @@ pub type LogStream = BoxStream<'static, std::io::Result<Bytes>>;
 /// The node's own API.
 pub trait Kubelet: Send + Sync + 'static {
     /// The log of one container.
-    fn logs(&self, namespace: &str, pod: &str, options: LogOptions)
-    -> BoxFuture<'static, Result<LogStream, KubeletError>>;
+    fn logs(
+        &self,
+        namespace: &str,
+        pod: &str,
+        options: LogOptions,
+    ) -> BoxFuture<'static, Result<LogStream, KubeletError>>;
 }
