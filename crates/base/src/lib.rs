@@ -3,6 +3,7 @@
 //! No sockets, no files, no tasks, no clock: what needs the time is given it.
 
 pub mod backoff;
+pub mod duration;
 pub mod ids;
 pub mod names;
 pub mod quantity;

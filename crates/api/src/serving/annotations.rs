@@ -1,5 +1,7 @@
 //! Names of labels and annotations.
 
+use std::collections::BTreeMap;
+
 /// Label and annotation keys of `serving.knative.dev`.
 pub const SERVICE_LABEL: &str = "serving.knative.dev/service";
 /// Configuration that an object belongs to.
@@ -36,3 +38,57 @@ pub const AUTOSCALING_PREFIX: &str = "autoscaling.knative.dev/";
 pub const FUNCTION_LABEL: &str = "functions.colibri.dev/function";
 /// Name of the container that serves, as Knative's default.
 pub const USER_CONTAINER: &str = "user-container";
+
+/// Autoscaler classes.
+pub const CLASS_KPA: &str = "kpa.autoscaling.knative.dev";
+/// Class that hands over to a HorizontalPodAutoscaler.
+pub const CLASS_HPA: &str = "hpa.autoscaling.knative.dev";
+
+/// The spellings of one annotation; the first that is present counts.
+pub type Spellings = &'static [&'static str];
+
+/// Autoscaler class.
+pub const CLASS: Spellings = &["autoscaling.knative.dev/class"];
+/// What is counted.
+pub const METRIC: Spellings = &["autoscaling.knative.dev/metric"];
+/// How samples are averaged.
+pub const METRIC_AGGREGATION_ALGORITHM: Spellings =
+    &["autoscaling.knative.dev/metric-aggregation-algorithm", "autoscaling.knative.dev/metricAggregationAlgorithm"];
+/// What one pod should bear.
+pub const TARGET: Spellings = &["autoscaling.knative.dev/target"];
+/// Share of it that is planned for.
+pub const TARGET_UTILIZATION_PERCENTAGE: Spellings =
+    &["autoscaling.knative.dev/target-utilization-percentage", "autoscaling.knative.dev/targetUtilizationPercentage"];
+/// Stable window.
+pub const WINDOW: Spellings = &["autoscaling.knative.dev/window"];
+/// Panic window as a share of the stable one.
+pub const PANIC_WINDOW_PERCENTAGE: Spellings =
+    &["autoscaling.knative.dev/panic-window-percentage", "autoscaling.knative.dev/panicWindowPercentage"];
+/// Load for each ready pod that starts a panic.
+pub const PANIC_THRESHOLD_PERCENTAGE: Spellings =
+    &["autoscaling.knative.dev/panic-threshold-percentage", "autoscaling.knative.dev/panicThresholdPercentage"];
+/// Requests that must fit in on top.
+pub const TARGET_BURST_CAPACITY: Spellings =
+    &["autoscaling.knative.dev/target-burst-capacity", "autoscaling.knative.dev/targetBurstCapacity"];
+/// Fewest pods.
+pub const MIN_SCALE: Spellings = &["autoscaling.knative.dev/min-scale", "autoscaling.knative.dev/minScale"];
+/// Most pods.
+pub const MAX_SCALE: Spellings = &["autoscaling.knative.dev/max-scale", "autoscaling.knative.dev/maxScale"];
+/// Pods of a new Revision.
+pub const INITIAL_SCALE: Spellings = &["autoscaling.knative.dev/initial-scale", "autoscaling.knative.dev/initialScale"];
+/// Fewest pods as soon as one is wanted.
+pub const ACTIVATION_SCALE: Spellings =
+    &["autoscaling.knative.dev/activation-scale", "autoscaling.knative.dev/activationScale"];
+/// How long fewer pods must be wanted.
+pub const SCALE_DOWN_DELAY: Spellings =
+    &["autoscaling.knative.dev/scale-down-delay", "autoscaling.knative.dev/scaleDownDelay"];
+/// How long the last pod is kept.
+pub const SCALE_TO_ZERO_POD_RETENTION_PERIOD: Spellings = &[
+    "autoscaling.knative.dev/scale-to-zero-pod-retention-period",
+    "autoscaling.knative.dev/scaleToZeroPodRetentionPeriod",
+];
+
+/// The value of an annotation in whichever spelling it is there.
+pub fn value<'a>(annotations: &'a BTreeMap<String, String>, spellings: Spellings) -> Option<&'a str> {
+    spellings.iter().find_map(|key| annotations.get(*key)).map(String::as_str)
+}
