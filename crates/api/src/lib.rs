@@ -5,6 +5,7 @@
 
 pub mod autoscaling;
 pub mod conditions;
+pub mod crds;
 pub mod functions;
 pub mod serving;
 

@@ -1,0 +1,374 @@
+//! The CustomResourceDefinitions of every kind here.
+//!
+//! Names, short names, categories and printed columns are Knative's own; pod specs are kept as they come
+//! (`x-kubernetes-preserve-unknown-fields`), since admission checks them with Knative's texts.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use serde_json::{Value, json};
+
+/// One kind, as far as CRDs differ.
+struct Definition {
+    group: &'static str,
+    version: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+    short_names: &'static [&'static str],
+    categories: &'static [&'static str],
+    columns: Vec<Value>,
+    spec: Value,
+    status: Value,
+}
+
+/// All definitions: Service, Configuration, Revision, Route, PodAutoscaler, Function.
+pub fn all() -> Vec<CustomResourceDefinition> {
+    let definitions = [service(), configuration(), revision(), route(), pod_autoscaler(), function()];
+    definitions.into_iter().map(Definition::build).collect()
+}
+
+fn service() -> Definition {
+    let mut columns = vec![text("URL", ".status.url")];
+    columns.extend(latest_columns());
+    columns.extend(ready_columns());
+    Definition {
+        kind: "Service",
+        plural: "services",
+        singular: "service",
+        short_names: &["kservice", "ksvc"],
+        columns,
+        spec: object(json!({ "template": template(), "traffic": traffic() })),
+        status: status(json!({
+            "latestCreatedRevisionName": string(),
+            "latestReadyRevisionName": string(),
+            "url": string(),
+            "address": address(),
+            "traffic": traffic(),
+        })),
+        ..serving()
+    }
+}
+
+fn configuration() -> Definition {
+    let mut columns = latest_columns();
+    columns.extend(ready_columns());
+    Definition {
+        kind: "Configuration",
+        plural: "configurations",
+        singular: "configuration",
+        short_names: &["config", "cfg"],
+        columns,
+        spec: object(json!({ "template": template() })),
+        status: status(json!({ "latestCreatedRevisionName": string(), "latestReadyRevisionName": string() })),
+        ..serving()
+    }
+}
+
+fn revision() -> Definition {
+    let mut columns = vec![
+        text("Config Name", r".metadata.labels['serving\.knative\.dev/configuration']"),
+        text("Generation", r".metadata.labels['serving\.knative\.dev/configurationGeneration']"),
+    ];
+    columns.extend(ready_columns());
+    columns.push(column("Actual Replicas", "integer", ".status.actualReplicas"));
+    columns.push(column("Desired Replicas", "integer", ".status.desiredReplicas"));
+    let images = json!({
+        "type": "array",
+        "items": { "type": "object", "properties": { "name": string(), "imageDigest": string() } },
+    });
+    Definition {
+        kind: "Revision",
+        plural: "revisions",
+        singular: "revision",
+        short_names: &["rev"],
+        columns,
+        spec: revision_spec(),
+        status: status(json!({
+            "logUrl": string(),
+            "containerStatuses": images,
+            "initContainerStatuses": images,
+            "actualReplicas": integer(),
+            "desiredReplicas": integer(),
+        })),
+        ..serving()
+    }
+}
+
+fn route() -> Definition {
+    let mut columns = vec![text("URL", ".status.url")];
+    columns.extend(ready_columns());
+    Definition {
+        kind: "Route",
+        plural: "routes",
+        singular: "route",
+        short_names: &["rt"],
+        columns,
+        spec: object(json!({ "traffic": traffic() })),
+        status: status(json!({ "url": string(), "address": address(), "traffic": traffic() })),
+        ..serving()
+    }
+}
+
+fn pod_autoscaler() -> Definition {
+    let mut columns = vec![
+        column("DesiredScale", "integer", ".status.desiredScale"),
+        column("ActualScale", "integer", ".status.actualScale"),
+    ];
+    columns.extend(ready_columns());
+    Definition {
+        group: "autoscaling.internal.knative.dev",
+        version: "v1alpha1",
+        kind: "PodAutoscaler",
+        plural: "podautoscalers",
+        singular: "podautoscaler",
+        short_names: &["kpa", "pa"],
+        categories: &["knative-internal", "autoscaling"],
+        columns,
+        spec: object(json!({
+            "containerConcurrency": integer(),
+            "protocolType": string(),
+            "reachability": string(),
+            "scaleTargetRef": open(),
+        })),
+        status: status(json!({
+            "desiredScale": integer(),
+            "actualScale": integer(),
+            "serviceName": string(),
+            "metricsServiceName": string(),
+        })),
+    }
+}
+
+fn function() -> Definition {
+    let mut columns =
+        vec![text("Runtime", ".spec.runtime"), text("URL", ".status.url"), text("Version", ".status.version")];
+    columns.extend(ready_columns());
+    columns.push(column("Age", "date", ".metadata.creationTimestamp"));
+    let any_list = json!({ "type": "array", "items": open() });
+    Definition {
+        group: "functions.colibri.dev",
+        version: "v1",
+        kind: "Function",
+        plural: "functions",
+        singular: "function",
+        short_names: &["fn"],
+        categories: &["all", "colibri"],
+        columns,
+        spec: object(json!({
+            "runtime": string(),
+            "handler": string(),
+            "signature": string(),
+            "source": open(),
+            "build": open(),
+            "env": any_list,
+            "envFrom": any_list,
+            "volumes": any_list,
+            "resources": open(),
+            "timeout": string(),
+            "scaling": open(),
+            "triggers": any_list,
+            "delivery": open(),
+            "traffic": traffic(),
+        })),
+        status: status(json!({ "url": string(), "version": string(), "build": open() })),
+    }
+}
+
+/// What the kinds of `serving.knative.dev/v1` have in common.
+fn serving() -> Definition {
+    Definition {
+        group: "serving.knative.dev",
+        version: "v1",
+        kind: "",
+        plural: "",
+        singular: "",
+        short_names: &[],
+        categories: &["all", "knative", "serving"],
+        columns: Vec::new(),
+        spec: Value::Null,
+        status: Value::Null,
+    }
+}
+
+impl Definition {
+    fn build(self) -> CustomResourceDefinition {
+        let schema = json!({
+            "type": "object",
+            "properties": {
+                "apiVersion": string(),
+                "kind": string(),
+                "metadata": { "type": "object" },
+                "spec": self.spec,
+                "status": self.status,
+            },
+        });
+        let manifest = json!({
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": { "name": format!("{}.{}", self.plural, self.group) },
+            "spec": {
+                "group": self.group,
+                "scope": "Namespaced",
+                "names": {
+                    "kind": self.kind,
+                    "listKind": format!("{}List", self.kind),
+                    "plural": self.plural,
+                    "singular": self.singular,
+                    "shortNames": self.short_names,
+                    "categories": self.categories,
+                },
+                "versions": [{
+                    "name": self.version,
+                    "served": true,
+                    "storage": true,
+                    "subresources": { "status": {} },
+                    "additionalPrinterColumns": self.columns,
+                    "schema": { "openAPIV3Schema": schema },
+                }],
+            },
+        });
+        serde_json::from_value(manifest).expect("a definition is a CustomResourceDefinition")
+    }
+}
+
+fn column(name: &str, kind: &str, path: &str) -> Value {
+    json!({ "name": name, "type": kind, "jsonPath": path })
+}
+
+fn text(name: &str, path: &str) -> Value {
+    column(name, "string", path)
+}
+
+fn latest_columns() -> Vec<Value> {
+    vec![
+        text("LatestCreated", ".status.latestCreatedRevisionName"),
+        text("LatestReady", ".status.latestReadyRevisionName"),
+    ]
+}
+
+fn ready_columns() -> Vec<Value> {
+    vec![
+        text("Ready", ".status.conditions[?(@.type=='Ready')].status"),
+        text("Reason", ".status.conditions[?(@.type=='Ready')].reason"),
+    ]
+}
+
+fn string() -> Value {
+    json!({ "type": "string" })
+}
+
+fn integer() -> Value {
+    json!({ "type": "integer", "format": "int64" })
+}
+
+fn object(properties: Value) -> Value {
+    json!({ "type": "object", "properties": properties })
+}
+
+/// An object that is kept as it comes.
+fn open() -> Value {
+    json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
+}
+
+fn address() -> Value {
+    object(json!({ "url": string() }))
+}
+
+fn template() -> Value {
+    object(json!({ "metadata": open(), "spec": revision_spec() }))
+}
+
+fn revision_spec() -> Value {
+    json!({
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": true,
+        "properties": {
+            "containerConcurrency": integer(),
+            "timeoutSeconds": integer(),
+            "responseStartTimeoutSeconds": integer(),
+            "idleTimeoutSeconds": integer(),
+        },
+    })
+}
+
+fn traffic() -> Value {
+    json!({
+        "type": "array",
+        "items": object(json!({
+            "tag": string(),
+            "revisionName": string(),
+            "configurationName": string(),
+            "latestRevision": { "type": "boolean" },
+            "percent": integer(),
+            "url": string(),
+        })),
+    })
+}
+
+/// A status with the fields that all have, and `own`.
+fn status(own: Value) -> Value {
+    let conditions = json!({
+        "type": "array",
+        "items": {
+            "type": "object",
+            "required": ["status", "type"],
+            "properties": {
+                "type": string(),
+                "status": string(),
+                "severity": string(),
+                "lastTransitionTime": string(),
+                "reason": string(),
+                "message": string(),
+            },
+        },
+    });
+    let annotations = json!({ "type": "object", "additionalProperties": string() });
+    let mut properties =
+        json!({ "observedGeneration": integer(), "conditions": conditions, "annotations": annotations });
+    if let (Some(all), Value::Object(own)) = (properties.as_object_mut(), own) {
+        all.extend(own);
+    }
+    object(properties)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::Resource;
+
+    fn names<K: Resource<DynamicType = ()>>() -> (String, String) {
+        (format!("{}.{}", K::plural(&()), K::group(&())), K::version(&()).into_owned())
+    }
+
+    #[test]
+    fn every_definition_belongs_to_a_type() {
+        use crate::serving::{Configuration, Revision, Route, Service};
+        let types = [
+            names::<Service>(),
+            names::<Configuration>(),
+            names::<Revision>(),
+            names::<Route>(),
+            names::<crate::autoscaling::PodAutoscaler>(),
+            names::<crate::functions::Function>(),
+        ];
+        let definitions: Vec<(String, String)> = all()
+            .into_iter()
+            .map(|crd| (crd.metadata.name.unwrap(), crd.spec.versions[0].name.clone()))
+            .collect();
+        assert_eq!(definitions, types);
+    }
+
+    #[test]
+    fn columns_are_knatives() {
+        let columns = |kind: &str| -> Vec<String> {
+            let crd = all().into_iter().find(|crd| crd.spec.names.kind == kind).unwrap();
+            let columns = crd.spec.versions[0].additional_printer_columns.clone().unwrap();
+            columns.into_iter().map(|column| column.name).collect()
+        };
+        assert_eq!(columns("Service"), ["URL", "LatestCreated", "LatestReady", "Ready", "Reason"]);
+        assert_eq!(
+            columns("Revision"),
+            ["Config Name", "Generation", "Ready", "Reason", "Actual Replicas", "Desired Replicas"]
+        );
+        assert_eq!(columns("Function"), ["Runtime", "URL", "Version", "Ready", "Reason", "Age"]);
+    }
+}
