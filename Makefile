@@ -1,0 +1,60 @@
+# The commands of this project. `make demo` and `make test` need nothing but a Rust toolchain, gcc and make.
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -eu -o pipefail -c
+
+# What the tests talk to, as Debian packages.
+TEST_PACKAGES := nginx-light wrk docker-registry skopeo python3 nftables
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: demo build test test-packages lint unit e2e bench dist clean
+
+demo: build
+	$(SUDO) target/release/colibri up --demo
+
+build:
+	@for tool in cargo gcc; do
+	  command -v $$tool >/dev/null || { echo "$$tool is missing. Install it: $$( [ $$tool = cargo ] && echo 'see https://rustup.rs' || echo "$(SUDO) apt-get install -y gcc" )"; exit 1; }
+	done
+	cargo build --release --locked --bin colibri --bin hello-container
+
+test: test-packages lint unit e2e
+
+test-packages:
+	@missing=""
+	for package in $(TEST_PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done
+	command -v kubectl >/dev/null || missing="$$missing kubernetes-client"
+	if [ -n "$$missing" ]; then
+	  $(SUDO) apt-get update -qq
+	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing
+	fi
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --profile ci --locked --workspace --all-targets -- -D warnings
+	if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; else echo "cargo-deny is not installed: its check is skipped"; fi
+
+# All tests but the end-to-end ones; the build is shared with them.
+unit:
+	cargo build --profile ci --locked --workspace --bins
+	$(call run-tests,--workspace --exclude e2e)
+
+e2e:
+	cargo build --profile ci --locked --workspace --bins
+	$(call run-tests,--package e2e)
+
+bench: build
+	$(SUDO) target/release/colibri bench
+
+dist: build
+	mkdir -p target/dist
+	cp target/release/colibri target/dist/
+	(cd target/dist && sha256sum colibri > colibri.sha256)
+
+clean:
+	cargo clean
+
+# cargo-nextest where it is installed, else cargo test.
+define run-tests
+	if command -v cargo-nextest >/dev/null; then cargo nextest run --cargo-profile ci --locked --no-fail-fast $(1); else cargo test --profile ci --locked --no-fail-fast $(1); fi
+endef

@@ -1,0 +1,406 @@
+//! One running platform.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long a platform may take until it is ready, on a machine that is busy with other tests.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long anything else may take.
+const WAIT_LIMIT: Duration = Duration::from_secs(90);
+
+/// How a platform is started.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// More arguments for `colibri up`.
+    pub arguments: Vec<String>,
+    /// Data directory; a fresh temporary one by default.
+    pub data_dir: Option<PathBuf>,
+    /// The caller holds [`alone`] itself.
+    pub alone: bool,
+}
+
+/// Keeps other tests' platforms off the machine, across processes, until dropped.
+#[derive(Debug)]
+pub struct Alone(#[expect(dead_code, reason = "the lock is held by the open file")] File);
+
+/// Waits until no other test runs a platform, and keeps it so: for tests that look at the whole machine.
+///
+/// # Errors
+///
+/// When the lock file cannot be opened.
+pub async fn alone() -> Result<Alone> {
+    lock(libc::LOCK_EX).await
+}
+
+async fn lock(kind: i32) -> Result<Alone> {
+    let path = std::env::temp_dir().join("colibri-e2e.lock");
+    let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+    let locked = move || {
+        // SAFETY: the descriptor is open for as long as the call.
+        let result = unsafe { libc::flock(std::os::fd::AsRawFd::as_raw_fd(&file), kind) };
+        if result == 0 { Ok(Alone(file)) } else { Err(std::io::Error::last_os_error()) }
+    };
+    Ok(tokio::task::spawn_blocking(locked).await??)
+}
+
+/// A running platform; killed when dropped, if it was not stopped.
+pub struct Platform {
+    child: Option<Child>,
+    data_dir: PathBuf,
+    home: TempDir,
+    endpoints: BTreeMap<String, String>,
+    http: reqwest::Client,
+    _shared: Option<Alone>,
+}
+
+/// What a command printed.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Exit code; -1 for a signal.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// The output, if the command succeeded.
+    ///
+    /// # Errors
+    ///
+    /// When it did not; the text has everything it printed.
+    pub fn ok(self) -> Result<String> {
+        ensure!(self.code == 0, "exit code {}\n{}\n{}", self.code, self.stdout, self.stderr);
+        Ok(self.stdout)
+    }
+
+    /// Both outputs.
+    pub fn text(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+}
+
+/// An HTTP response.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// Headers.
+    pub headers: reqwest::header::HeaderMap,
+    /// Body.
+    pub body: String,
+    /// From the request to the last byte.
+    pub took: Duration,
+}
+
+impl Platform {
+    /// Starts a platform and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// When it does not become ready; the text has its log.
+    pub async fn start(options: Options) -> Result<Self> {
+        let shared = if options.alone { None } else { Some(lock(libc::LOCK_SH).await?) };
+        let home = tempfile::Builder::new().prefix("colibri-e2e-").tempdir()?;
+        let data_dir = options.data_dir.clone().unwrap_or_else(|| home.path().join("data"));
+        let log = File::create(home.path().join("up.log"))?;
+        let child = Command::new(binary("colibri"))
+            .arg("up")
+            .arg("--data-dir")
+            .arg(&data_dir)
+            .args(["--api-port=0", "--gateway-port=0", "--gateway-tls-port=0", "--metrics-port=0"])
+            .args(&options.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting colibri up")?;
+        let http = reqwest::Client::builder().no_proxy().timeout(WAIT_LIMIT).build()?;
+        let mut platform =
+            Self { child: Some(child), data_dir, home, endpoints: BTreeMap::new(), http, _shared: shared };
+        platform.wait_until_started().await?;
+        Ok(platform)
+    }
+
+    async fn wait_until_started(&mut self) -> Result<()> {
+        let endpoints = self.data_dir.join("endpoints.json");
+        let start = Instant::now();
+        while start.elapsed() < START_LIMIT {
+            if let Some(status) = self.child.as_mut().context("a child")?.try_wait()? {
+                bail!("colibri up ended with {status}:\n{}", self.log());
+            }
+            if let Ok(bytes) = std::fs::read(&endpoints) {
+                self.endpoints = serde_json::from_slice(&bytes)?;
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bail!("not ready after {START_LIMIT:?}:\n{}", self.log())
+    }
+
+    /// What the platform printed so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.home.path().join("up.log")).unwrap_or_default()
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// A directory for the test's own files.
+    pub fn scratch(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Process ID of the platform.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// One entry of `endpoints.json`, such as `gateway`.
+    pub fn endpoint(&self, name: &str) -> &str {
+        self.endpoints.get(name).map(String::as_str).unwrap_or_default()
+    }
+
+    /// Runs `kubectl` as the administrator.
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<Output> {
+        self.kubectl_with(arguments, None).await
+    }
+
+    /// Runs `kubectl apply -f -`.
+    ///
+    /// # Errors
+    ///
+    /// When kubectl fails.
+    pub async fn apply(&self, manifest: &str) -> Result<String> {
+        self.kubectl_with(&["apply", "-f", "-"], Some(manifest)).await?.ok()
+    }
+
+    /// Runs `kubectl` with an input.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub async fn kubectl_with(&self, arguments: &[&str], input: Option<&str>) -> Result<Output> {
+        let mut command = Command::new("kubectl");
+        command.env("KUBECONFIG", self.data_dir.join("kubeconfig")).env("HOME", self.home.path()).args(arguments);
+        run(command, input).await
+    }
+
+    /// Runs our own CLI.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub async fn colibri(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(binary("colibri"));
+        command.env_remove("KUBECONFIG").env("HOME", self.home.path());
+        command.args(arguments).arg("--data-dir").arg(&self.data_dir);
+        run(command, None).await
+    }
+
+    /// A GET through the gateway.
+    ///
+    /// # Errors
+    ///
+    /// When no response came.
+    pub async fn get(&self, host: &str, path: &str) -> Result<Answer> {
+        self.request(reqwest::Method::GET, host, path, String::new()).await
+    }
+
+    /// A request through the gateway.
+    ///
+    /// # Errors
+    ///
+    /// When no response came.
+    pub async fn request(&self, method: reqwest::Method, host: &str, path: &str, body: String) -> Result<Answer> {
+        let url = format!("{}{path}", self.endpoint("gateway"));
+        let start = Instant::now();
+        let response = self.http.request(method, url).header("host", host).body(body).send().await?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = response.text().await?;
+        Ok(Answer { status, headers, body, took: start.elapsed() })
+    }
+
+    /// A GET of any address.
+    ///
+    /// # Errors
+    ///
+    /// When no response came.
+    pub async fn get_url(&self, url: &str) -> Result<Answer> {
+        let start = Instant::now();
+        let response = self.http.get(url).send().await?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Ok(Answer { status, headers, body: response.text().await?, took: start.elapsed() })
+    }
+
+    /// An object as JSON, by `kubectl get`.
+    ///
+    /// # Errors
+    ///
+    /// When it does not exist.
+    pub async fn object(&self, kind: &str, name: &str) -> Result<Value> {
+        let text = self.kubectl(&["get", kind, name, "-o", "json"]).await?.ok()?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Names of the pods of a revision or service, by label.
+    ///
+    /// # Errors
+    ///
+    /// When kubectl fails.
+    pub async fn pods(&self, selector: &str) -> Result<Vec<String>> {
+        let text = self.kubectl(&["get", "pods", "-l", selector, "-o", "name"]).await?.ok()?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// Waits until there are `count` pods; answers how long that took.
+    ///
+    /// # Errors
+    ///
+    /// When it does not happen within `limit`.
+    pub async fn wait_for_pods(&self, selector: &str, count: usize, limit: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        loop {
+            let pods = self.pods(selector).await?;
+            if pods.len() == count {
+                return Ok(start.elapsed());
+            }
+            ensure!(start.elapsed() < limit, "after {limit:?}: {} pods of {selector}, wanted {count}", pods.len());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Packs and loads the example server as an image, so that `hello:latest` can be used.
+    ///
+    /// # Errors
+    ///
+    /// When either command fails.
+    pub async fn load_hello(&self) -> Result<()> {
+        let layout = self.home.path().join("hello.tar");
+        let layout = layout.to_string_lossy();
+        let program = binary("hello-container");
+        let program = program.to_string_lossy();
+        self.colibri(&["image", "pack", &program, "--tag", "hello:latest", "--output", &layout]).await?.ok()?;
+        self.colibri(&["image", "load", &layout]).await?.ok()?;
+        Ok(())
+    }
+
+    /// Sends a signal to the platform.
+    pub fn signal(&self, signal: i32) {
+        if let Some(child) = &self.child {
+            // SAFETY: the process is our own child and was not waited for yet, so that its ID is still its own.
+            unsafe { libc::kill(i32::try_from(child.id()).unwrap_or(i32::MAX), signal) };
+        }
+    }
+
+    /// Waits for the end of the platform; answers its exit code.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end in time; it is then killed.
+    pub async fn wait(&mut self) -> Result<i32> {
+        let start = Instant::now();
+        loop {
+            let child = self.child.as_mut().context("already stopped")?;
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
+                return Ok(status.code().unwrap_or(-1));
+            }
+            ensure!(start.elapsed() < WAIT_LIMIT, "still running after {WAIT_LIMIT:?}:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Stops the platform as Ctrl-C does, and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end with code 0.
+    pub async fn stop(&mut self) -> Result<()> {
+        self.signal(libc::SIGINT);
+        let code = self.wait().await?;
+        ensure!(code == 0, "colibri up ended with code {code}:\n{}", self.log());
+        Ok(())
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        if self.child.is_none() {
+            return;
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the platform ---\n{}", self.log());
+        }
+        // First the orderly way, so that nothing is left behind; then by force.
+        self.signal(libc::SIGTERM);
+        let start = Instant::now();
+        if let Some(mut child) = self.child.take() {
+            while start.elapsed() < Duration::from_secs(20) {
+                if matches!(child.try_wait(), Ok(Some(_))) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Path of a program of this workspace, built with the profile of this test.
+///
+/// # Panics
+///
+/// When it was not built.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let profile = test.ancestors().nth(2).expect("a test lies in <profile>/deps");
+    let path = profile.join(name);
+    assert!(
+        path.is_file(),
+        "{} is missing: run `make e2e`, or `cargo build --profile ci --workspace --bins`",
+        path.display()
+    );
+    path
+}
+
+/// The workspace's root.
+pub fn work_dir() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// Runs a command to its end without blocking the runtime.
+///
+/// # Errors
+///
+/// When it cannot be started, or does not end in time.
+pub async fn run(mut command: Command, input: Option<&str>) -> Result<Output> {
+    let shown = format!("{command:?}");
+    let input = input.map(str::to_owned);
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = tokio::process::Command::from(command);
+    let mut child = command.kill_on_drop(true).spawn().with_context(|| format!("starting {shown}"))?;
+    if let (Some(text), Some(mut pipe)) = (input, child.stdin.take()) {
+        tokio::io::AsyncWriteExt::write_all(&mut pipe, text.as_bytes()).await?;
+    }
+    let output = tokio::time::timeout(WAIT_LIMIT, child.wait_with_output());
+    let output = output.await.with_context(|| format!("{shown} did not end within {WAIT_LIMIT:?}"))??;
+    Ok(Output {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}

@@ -1,0 +1,53 @@
+//! End-to-end tests: the real binary, the real `kubectl`, real namespaces and cgroups.
+//!
+//! Each test starts a platform of its own on free ports. They need root and skip themselves, with the reason, without
+//! it; in CI a skip is a failure.
+
+mod cli;
+mod containers;
+mod functions;
+mod isolation;
+mod refusals;
+mod scale;
+mod stop;
+
+use std::time::Duration;
+
+/// The gateway's host of a service in the namespace `default`.
+fn host(name: &str) -> String {
+    format!("{name}.default.localhost")
+}
+
+/// Selects the pods of a service.
+fn service_selector(name: &str) -> String {
+    format!("serving.knative.dev/service={name}")
+}
+
+/// A Knative Service of the example server; `annotations` and `spec` are lines of YAML for the template.
+fn hello_service(name: &str, annotations: &[(&str, &str)], spec: &str) -> String {
+    let annotations: String = annotations.iter().map(|(key, value)| format!("        {key}: \"{value}\"\n")).collect();
+    let metadata = if annotations.is_empty() {
+        String::new()
+    } else {
+        format!("    metadata:\n      annotations:\n{annotations}")
+    };
+    format!(
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  template:\n{metadata}    spec:\n{spec}      containers:\n      - image: hello:latest\n"
+    )
+}
+
+/// Lets a service fall to zero after 6 seconds: the shortest window that Knative allows, and no grace.
+const SHORT_WINDOW: (&str, &str) = ("autoscaling.knative.dev/window", "6s");
+
+/// Takes the grace time away for the whole platform.
+const NO_GRACE: &str = "apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: config-autoscaler
+  namespace: colibri-system
+data:
+  scale-to-zero-grace-period: 0s
+";
+
+/// How long a pod may take to appear or go on a busy machine.
+const SOON: Duration = Duration::from_secs(40);
