@@ -1,0 +1,3 @@
+def handle(request):
+    name = request.query.get("name", "World")
+    return f"Hello {name} from Python\n"
