@@ -107,6 +107,9 @@ impl Activity {
     fn down(self, scaling: &Scaling, wish: &Wish, now: Duration) -> (Self, Scale) {
         let kept = wish.present.clamp(0, 1);
         match self {
+            Self::Activating { .. } if wish.present == 0 => {
+                (Self::Inactive { since: now, timed_out: false }, Scale { pods: 0, again: None })
+            }
             Self::Activating { since } if now < since + wish.activation_limit => {
                 // Whether it succeeds is worth knowing: the pods stay until they are ready or late.
                 let next = if wish.ready > 0 { Self::Active { since: now } } else { self };

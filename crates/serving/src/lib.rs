@@ -1,1 +1,234 @@
+//! The serving controllers: Service, Configuration, Revision, Route, PodAutoscaler and the pods of each Revision.
+//!
+//! | folder | takes | makes |
+//! |---|---|---|
+//! | [`service`] | Service | Configuration, Route |
+//! | [`configuration`] | Configuration | Revision |
+//! | [`revision`] | Revision, its pods | PodAutoscaler, images by digest |
+//! | [`route`] | Route, Configurations, Revisions | the split that the gateway serves, placeholder Services |
+//! | [`autoscaler`] | PodAutoscaler, the gateway's statistics | a number of pods |
+//! | [`instances`] | that number | Pods |
+//!
+//! Each controller observes caches only, plans without I/O, and writes what the plan says; planning again after that
+//! says nothing. Invariants: a controller writes the status of its own kind only; no pod is made or removed but by
+//! `instances`; nothing waits for a tick between a request and its pod.
 
+mod autoscaler;
+mod config;
+mod configuration;
+mod context;
+mod instances;
+mod meta;
+mod revision;
+mod route;
+mod service;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::autoscaling::PodAutoscaler;
+use api::serving::annotations::{CONFIGURATION_LABEL, ROUTES_ANNOTATION, SERVICE_LABEL};
+use api::serving::{Configuration, Revision, Route};
+use base::RevisionId;
+use client::images::ImageResolver;
+use client::link::{AutoscalerLink, GatewayLink, Stat};
+use client::queue::Outcome;
+use client::{Caches, Change, ObjectKey, Queue, run_workers};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service as CoreService};
+use kube::{Resource, ResourceExt};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::{Addresses, Config};
+use context::{Context, Kinds, Queues, revision_key};
+use write::WriteError;
+
+/// Pause before a plan that was made from an old picture is made again.
+const STALE_PAUSE: Duration = Duration::from_millis(15);
+
+/// The running controllers.
+pub struct Serving {
+    context: Arc<Context>,
+}
+
+impl Serving {
+    /// Starts the controllers on `tasks`; they run until `stop`. Returns once every kind was listed.
+    pub async fn start(
+        config: Config,
+        caches: Arc<Caches>,
+        gateway: Arc<dyn GatewayLink>,
+        resolver: Arc<dyn ImageResolver>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        let kinds = Kinds::new(&caches);
+        tokio::select! {
+            () = kinds.synced() => {}
+            () = stop.cancelled() => {}
+        }
+        let context = Arc::new(Context {
+            config,
+            client: caches.client().clone(),
+            caches: kinds,
+            queues: Queues::default(),
+            gateway,
+            resolver,
+            tasks,
+            stop,
+            autoscaler: autoscaler::Autoscaler::default(),
+            instances: instances::Instances::default(),
+            digests: revision::Digests::default(),
+            programmed: parking_lot::Mutex::default(),
+            awaited: parking_lot::Mutex::default(),
+            unresolved: parking_lot::Mutex::default(),
+        });
+        subscribe(&context);
+        run(&context);
+        Arc::new(Self { context })
+    }
+}
+
+impl AutoscalerLink for Serving {
+    fn report(&self, stats: &[Stat]) {
+        self.context.autoscaler.report(&self.context, stats);
+    }
+
+    fn poke(&self, revision: &RevisionId) {
+        self.context.autoscaler.poke(&self.context, revision_key(revision));
+    }
+}
+
+/// Starts each controller's workers.
+fn run(context: &Arc<Context>) {
+    let queues = &context.queues;
+    workers(context, "service", &queues.services, service::reconcile);
+    workers(context, "configuration", &queues.configurations, configuration::reconcile);
+    workers(context, "route", &queues.routes, route::reconcile);
+    workers(context, "revision", &queues.revisions, revision::reconcile);
+    workers(context, "autoscaler", &queues.autoscalers, autoscaler::reconcile);
+    workers(context, "instances", &queues.instances, instances::reconcile);
+}
+
+fn workers<F>(
+    context: &Arc<Context>,
+    name: &'static str,
+    queue: &Arc<Queue<ObjectKey>>,
+    reconcile: fn(Arc<Context>, ObjectKey) -> F,
+) where
+    F: Future<Output = Result<Outcome, WriteError>> + Send + 'static,
+{
+    let shared = context.clone();
+    let work = move |key: ObjectKey| {
+        let done = reconcile(shared.clone(), key.clone());
+        async move {
+            match done.await {
+                // Somebody else wrote first, or our own last write is not in the cache yet: no failure.
+                Err(WriteError::Stale { write, .. }) => {
+                    tracing::debug!(controller = name, %key, write, "planned from an old picture");
+                    Ok(Outcome::After(STALE_PAUSE))
+                }
+                other => other,
+            }
+        }
+    };
+    run_workers(name, queue, context.config.workers, &context.tasks, &context.stop, work);
+}
+
+/// Leads each change to the controllers that it concerns.
+fn subscribe(context: &Arc<Context>) {
+    // The settings come first: the first decision is made by them.
+    on(context, &context.caches.config_maps, config_map_changed);
+    on(context, &context.caches.pods, pod_changed);
+    on(context, &context.caches.services, |context, change| context.queues.services.add(change.key()));
+    on(context, &context.caches.configurations, configuration_changed);
+    on(context, &context.caches.routes, route_changed);
+    on(context, &context.caches.revisions, revision_changed);
+    on(context, &context.caches.autoscalers, autoscaler_changed);
+    on(context, &context.caches.services_core, core_service_changed);
+}
+
+fn on<K: client::cache::Cacheable>(
+    context: &Arc<Context>,
+    cache: &client::Cache<K>,
+    changed: impl Fn(&Context, &Change<K>) + Send + Sync + 'static,
+) {
+    // The caches outlive the controllers; what they hold must not keep the controllers alive.
+    let context = Arc::downgrade(context);
+    cache.subscribe(move |change| {
+        if let Some(context) = context.upgrade() {
+            changed(&context, change);
+        }
+    });
+}
+
+fn configuration_changed(context: &Context, change: &Change<Configuration>) {
+    let key = change.key();
+    context.queues.services.add(key.clone());
+    let routes = routes_of(change.object().as_ref(), &key.namespace);
+    routes.into_iter().for_each(|route| context.queues.routes.add(route));
+    context.wake_unresolved(&key.namespace);
+    context.queues.configurations.add(key);
+}
+
+fn route_changed(context: &Context, change: &Change<Route>) {
+    context.queues.services.add(change.key());
+    context.queues.routes.add(change.key());
+}
+
+fn revision_changed(context: &Context, change: &Change<Revision>) {
+    let revision = change.object();
+    let key = change.key();
+    if let Some(configuration) = revision.labels().get(CONFIGURATION_LABEL) {
+        context.queues.configurations.add(ObjectKey::new(&key.namespace, configuration));
+    }
+    let routes = routes_of(revision.as_ref(), &key.namespace);
+    routes.into_iter().for_each(|route| context.queues.routes.add(route));
+    context.wake_unresolved(&key.namespace);
+    context.queues.instances.add(key.clone());
+    context.queues.revisions.add(key);
+}
+
+/// The Routes that an object names itself, and that of its Service.
+fn routes_of<K: Resource>(object: &K, namespace: &str) -> Vec<ObjectKey> {
+    let routes = object.annotations().get(ROUTES_ANNOTATION).map(String::as_str).unwrap_or_default();
+    let service = object.labels().get(SERVICE_LABEL).map(String::as_str);
+    let names = routes.split(',').filter(|name| !name.is_empty()).chain(service);
+    names.map(|name| ObjectKey::new(namespace, name)).collect()
+}
+
+fn autoscaler_changed(context: &Context, change: &Change<PodAutoscaler>) {
+    context.queues.autoscalers.add(change.key());
+    context.queues.revisions.add(change.key());
+}
+
+fn pod_changed(context: &Context, change: &Change<Pod>) {
+    let Some(key) = context.instances.observe(change) else { return };
+    context.queues.autoscalers.add(key.clone());
+    context.queues.instances.add(key.clone());
+    context.queues.revisions.add(key);
+}
+
+fn core_service_changed(context: &Context, change: &Change<CoreService>) {
+    let service = change.object();
+    if let Some(owner) = meta::controller(service.as_ref()).filter(|owner| owner.kind == "Route") {
+        context.queues.routes.add(ObjectKey::new(change.key().namespace, &owner.name));
+    } else if context.caches.routes.get_key(&change.key()).is_some() {
+        context.queues.routes.add(change.key());
+    }
+}
+
+fn config_map_changed(context: &Context, change: &Change<ConfigMap>) {
+    let key = change.key();
+    if key.namespace != context.config.system_namespace || key.name != "config-autoscaler" {
+        return;
+    }
+    let data = change.new.as_ref().map(|map| map.data.clone().unwrap_or_default());
+    if context.autoscaler.configure(data.as_ref()) {
+        context.caches.autoscalers.list().iter().for_each(|present| {
+            context.queues.autoscalers.add(ObjectKey::of(present.as_ref()));
+        });
+    }
+}

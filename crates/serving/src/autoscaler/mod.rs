@@ -1,0 +1,256 @@
+//! PodAutoscaler: the shell around the KPA, one [`Scaler`] for each Revision that has traffic or pods.
+//!
+//! - A poke decides at once, in the gateway's own call, and hands the Revision to the instances controller: no tick, no
+//!   write and no other object stands between a request and its pod.
+//! - Statistics go into the windows as they come; decisions follow every 2 s, and at the second in which the last
+//!   traffic leaves the window.
+//! - A Revision at rest has no timer.
+//! - The status is written after the pods were asked for, and changes that follow each other closely as one.
+
+mod scaler;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::autoscaling::{PodAutoscaler, PodAutoscalerStatus};
+use api::conditions::ConditionStatus;
+use autoscale::settings::Reachability;
+use autoscale::{Scaling, Settings};
+use client::ObjectKey;
+use client::link::Stat;
+use client::queue::Outcome;
+use kube::ResourceExt;
+use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
+
+use crate::context::{Context, revision_id, revision_key};
+use crate::instances::Counts;
+use crate::meta::is_deleted;
+use crate::revision::progress_deadline;
+use crate::write::{Write, WriteError};
+use scaler::{Restored, Scaler};
+
+/// Time that an activation may take beyond the progress deadline.
+const ACTIVATION_MARGIN: Duration = Duration::from_secs(30);
+/// Time after a poke at which the gateway's load is looked at once more: what waits then counts too.
+const BURST_DELAY: Duration = Duration::from_millis(20);
+/// Most pokes that are remembered for Revisions whose PodAutoscaler is not known yet.
+const EARLY_LIMIT: usize = 10_000;
+
+/// Scalers of all Revisions.
+pub(crate) struct Autoscaler {
+    /// The scalers' zero of time.
+    origin: Instant,
+    settings: RwLock<Arc<Settings>>,
+    entries: Mutex<HashMap<ObjectKey, Entry>>,
+    /// Pokes that came before their PodAutoscaler.
+    early: Mutex<HashSet<ObjectKey>>,
+}
+
+struct Entry {
+    uid: String,
+    scaler: Scaler,
+    /// The status that was written last, and the version it was written over.
+    written: Option<(Option<String>, PodAutoscalerStatus)>,
+    /// Since when the status differs from what is written.
+    dirty_since: Option<Duration>,
+}
+
+impl Default for Autoscaler {
+    fn default() -> Self {
+        Self {
+            origin: Instant::now(),
+            settings: RwLock::default(),
+            entries: Mutex::default(),
+            early: Mutex::default(),
+        }
+    }
+}
+
+impl Autoscaler {
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    /// Pods to run for a Revision; `None` while it has no scaler.
+    pub(crate) fn wanted(&self, key: &ObjectKey) -> Option<i32> {
+        self.entries.lock().get(key).map(|entry| entry.scaler.pods())
+    }
+
+    /// Takes over the ConfigMap `config-autoscaler`, or its absence; wrong settings leave the old ones.
+    pub(crate) fn configure(&self, data: Option<&std::collections::BTreeMap<String, String>>) -> bool {
+        let settings = match data.map_or_else(|| Ok(Settings::default()), Settings::parse) {
+            Ok(settings) => settings,
+            Err(error) => {
+                tracing::error!(%error, "the autoscaler keeps its settings");
+                return false;
+            }
+        };
+        let mut present = self.settings.write();
+        let changed = **present != settings;
+        *present = Arc::new(settings);
+        changed
+    }
+
+    /// Takes over one second's statistics.
+    pub(crate) fn report(&self, context: &Context, stats: &[Stat]) {
+        let now = self.now();
+        let mut entries = self.entries.lock();
+        for stat in stats {
+            let key = revision_key(&stat.revision);
+            if let Some(entry) = entries.get_mut(&key)
+                && entry.scaler.record(stat.concurrency, stat.requests, now)
+            {
+                context.queues.autoscalers.add(key);
+            }
+        }
+    }
+
+    /// Decides at once for a Revision that a request waits at.
+    pub(crate) fn poke(&self, context: &Context, key: ObjectKey) {
+        let counts = context.instances.counts(&key);
+        let now = self.now();
+        let mut entries = self.entries.lock();
+        let Some(entry) = entries.get_mut(&key) else {
+            drop(entries);
+            let mut early = self.early.lock();
+            if early.len() < EARLY_LIMIT {
+                early.insert(key);
+            }
+            return;
+        };
+        if !entry.scaler.poke(now) {
+            return;
+        }
+        let changed = entry.scaler.evaluate(counts, now).changed;
+        drop(entries);
+        if changed {
+            context.queues.instances.add(key.clone());
+        }
+        context.queues.autoscalers.add_after(key, BURST_DELAY);
+    }
+}
+
+/// Brings one Revision's scale and its PodAutoscaler's status up to date.
+pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
+    let autoscaler = context.caches.autoscalers.get_key(&key).filter(|present| !is_deleted(present.as_ref()));
+    let Some(autoscaler) = autoscaler else {
+        context.autoscaler.entries.lock().remove(&key);
+        context.queues.instances.add(key);
+        return Ok(Outcome::Done);
+    };
+    let Evaluated { changed, again, write } = evaluate(&context, &key, &autoscaler);
+    if changed {
+        context.queues.instances.add(key.clone());
+    }
+    if let Some(write) = write {
+        let result = write.apply(&context.client).await;
+        if let Some(entry) = context.autoscaler.entries.lock().get_mut(&key) {
+            match (&result, write) {
+                (Ok(()), Write::Status(crate::write::Object::PodAutoscaler(written))) => {
+                    entry.dirty_since = None;
+                    let status = written.status.clone().unwrap_or_default();
+                    entry.written = Some((written.resource_version(), status));
+                }
+                _ => entry.written = None,
+            }
+        }
+        result?;
+    }
+    Ok(again.map_or(Outcome::Done, Outcome::After))
+}
+
+/// What one look at a scaler gives.
+struct Evaluated {
+    changed: bool,
+    again: Option<Duration>,
+    write: Option<Write>,
+}
+
+fn evaluate(context: &Context, key: &ObjectKey, autoscaler: &PodAutoscaler) -> Evaluated {
+    let this = &context.autoscaler;
+    let counts = context.instances.counts(key);
+    let revision = context.caches.revisions.get_key(key);
+    let limit = progress_deadline(revision.as_deref(), context.config.progress_deadline) + ACTIVATION_MARGIN;
+    let scaling = scaling(&this.settings.read(), autoscaler);
+    let poked = this.early.lock().remove(key);
+    // Asked before any lock of ours is taken: the gateway calls us under its own.
+    let load = context.gateway.load(&revision_id(key));
+    let now = this.now();
+
+    let uid = autoscaler.uid().unwrap_or_default();
+    let mut entries = this.entries.lock();
+    let mut changed = false;
+    let fresh = entries.get(key).is_none_or(|entry| entry.uid != uid);
+    if fresh {
+        let restored = Restored { initialized: is_initialized(autoscaler) };
+        let scaler = Scaler::new(scaling.clone(), restored, counts, limit, now);
+        entries.insert(key.clone(), Entry { uid, scaler, written: None, dirty_since: None });
+        changed = true;
+    }
+    let entry = entries.get_mut(key).expect("the entry was made above");
+    entry.scaler.retune(scaling, limit, now);
+    if poked {
+        entry.scaler.poke(now);
+    }
+    entry.scaler.burst(load, now);
+    let evaluation = entry.scaler.evaluate(counts, now);
+    changed |= evaluation.changed;
+    let (write, due) = status_write(context, entry, autoscaler, counts, now);
+    let again = [evaluation.again, due].into_iter().flatten().min().map(|at| at.saturating_sub(now));
+    Evaluated { changed, again, write }
+}
+
+/// The status to write now, or when it is due.
+fn status_write(
+    context: &Context,
+    entry: &mut Entry,
+    autoscaler: &PodAutoscaler,
+    counts: Counts,
+    now: Duration,
+) -> (Option<Write>, Option<Duration>) {
+    let seen = status::Seen {
+        counts,
+        desired: entry.scaler.desired_scale(),
+        activity: entry.scaler.activity(),
+        initialized: entry.scaler.initialized(),
+    };
+    // What was written over the version that the cache still shows is newer than the cache.
+    let known = match &entry.written {
+        Some((over, status)) if *over == autoscaler.resource_version() => Some(status),
+        _ => autoscaler.status.as_ref(),
+    };
+    let base = PodAutoscaler { status: known.cloned(), ..autoscaler.clone() };
+    let status = status::status(&base, &seen, context.now());
+    if base.status.as_ref() == Some(&status) {
+        entry.dirty_since = None;
+        return (None, None);
+    }
+    let first = base.status.is_none() || entry.scaler.initialized() != is_initialized(&base);
+    let due = *entry.dirty_since.get_or_insert(now) + context.config.status_delay;
+    // Written over a version that the cache does not show yet, it would only be refused.
+    let behind = matches!(&entry.written, Some((over, _)) if *over == autoscaler.resource_version());
+    if (first || now >= due) && !behind {
+        let next = PodAutoscaler { status: Some(status), ..autoscaler.clone() };
+        return (Some(Write::Status(next.into())), None);
+    }
+    (None, Some(due.max(now + Duration::from_millis(10))))
+}
+
+fn scaling(settings: &Settings, autoscaler: &PodAutoscaler) -> Scaling {
+    let spec = &autoscaler.spec;
+    let reachability = Reachability::parse(spec.reachability.as_deref());
+    let limit = spec.container_concurrency.unwrap_or_default();
+    Scaling::resolve(settings, autoscaler.annotations(), limit, reachability)
+}
+
+fn is_initialized(autoscaler: &PodAutoscaler) -> bool {
+    let conditions = autoscaler.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    conditions.iter().any(|condition| {
+        condition.kind == "ScaleTargetInitialized" && condition.status == ConditionStatus::True
+    })
+}

@@ -1,0 +1,205 @@
+//! One Revision's scale: windows, decider and way to zero put together. Pure: the caller tells the time.
+
+use std::time::Duration;
+
+use autoscale::settings::Metric;
+use autoscale::zero::{Activity, Scale, Wish};
+use autoscale::{DeciderState, Observed, Scaling, Window, decide};
+
+use crate::instances::Counts;
+
+/// Time between two decisions.
+pub(super) const TICK: Duration = Duration::from_secs(2);
+
+/// What was known of a Revision's scale before this process started.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Restored {
+    /// Whether enough pods were ready once.
+    pub(super) initialized: bool,
+}
+
+/// The scale of one Revision.
+#[derive(Clone, Debug)]
+pub(super) struct Scaler {
+    scaling: Scaling,
+    stable: Window,
+    panic: Window,
+    decider: DeciderState,
+    activity: Activity,
+    initialized: bool,
+    /// The decider's last word.
+    decided: i32,
+    decide_at: Duration,
+    /// Pods to run.
+    pods: i32,
+    /// Load that was recorded when it came, before the second's report that holds it too.
+    advance: f64,
+    activation_limit: Duration,
+}
+
+/// What an evaluation says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Evaluation {
+    /// Whether the number of pods to run has changed.
+    pub(super) changed: bool,
+    /// When to evaluate again although nothing changes; `None` for a Revision at rest.
+    pub(super) again: Option<Duration>,
+}
+
+impl Scaler {
+    pub(super) fn new(
+        scaling: Scaling,
+        restored: Restored,
+        counts: Counts,
+        activation_limit: Duration,
+        now: Duration,
+    ) -> Self {
+        let wanted = scaling.bound(0, restored.initialized);
+        let threshold = scaling.active_threshold(restored.initialized);
+        Self {
+            stable: Window::new(scaling.decider.stable_window, scaling.aggregation),
+            panic: Window::new(scaling.panic_window, scaling.aggregation),
+            decider: DeciderState::new(&scaling.decider, counts.ready, now),
+            activity: Activity::start(counts.ready, threshold, wanted.max(counts.present), now),
+            initialized: restored.initialized,
+            decided: 0,
+            decide_at: now,
+            pods: counts.present.max(wanted),
+            advance: 0.0,
+            activation_limit,
+            scaling,
+        }
+    }
+
+    /// Takes over changed settings or annotations. Windows of the same length keep their samples.
+    pub(super) fn retune(&mut self, scaling: Scaling, activation_limit: Duration, now: Duration) {
+        self.activation_limit = activation_limit;
+        if scaling == self.scaling {
+            return;
+        }
+        let old = &self.scaling;
+        if (old.decider.stable_window, old.aggregation, old.metric)
+            != (scaling.decider.stable_window, scaling.aggregation, scaling.metric)
+        {
+            self.stable = Window::new(scaling.decider.stable_window, scaling.aggregation);
+        }
+        if (old.panic_window, old.aggregation, old.metric)
+            != (scaling.panic_window, scaling.aggregation, scaling.metric)
+        {
+            self.panic = Window::new(scaling.panic_window, scaling.aggregation);
+        }
+        self.scaling = scaling;
+        self.decide_at = now;
+    }
+
+    /// One second's report; whether it needs a decision before the next tick.
+    pub(super) fn record(&mut self, concurrency: f64, requests: f64, now: Duration) -> bool {
+        let value = match self.scaling.metric {
+            Metric::Concurrency => concurrency,
+            Metric::Rps => requests,
+        };
+        let value = (value - std::mem::take(&mut self.advance)).max(0.0);
+        self.add(value, now);
+        value > 0.0 && self.pods == 0
+    }
+
+    /// A request waits and nothing can take it; whether this asks for pods that nobody has asked for yet.
+    pub(super) fn poke(&mut self, now: Duration) -> bool {
+        if self.pods > 0 && self.decided > 0 {
+            return false;
+        }
+        self.advance += 1.0;
+        self.add(1.0, now);
+        self.decide_at = now;
+        true
+    }
+
+    /// The gateway's load at this moment, while no pod is ready: what waits is known before the second ends.
+    pub(super) fn burst(&mut self, load: usize, now: Duration) {
+        let unseen = load as f64 - self.advance;
+        if self.scaling.metric == Metric::Concurrency && unseen > 0.0 && self.is_activating() {
+            self.advance += unseen;
+            self.add(unseen, now);
+            self.decide_at = now;
+        }
+    }
+
+    fn add(&mut self, value: f64, now: Duration) {
+        self.stable.record(now, value);
+        self.panic.record(now, value);
+    }
+
+    /// Pods to run at `now`.
+    pub(super) fn evaluate(&mut self, counts: Counts, now: Duration) -> Evaluation {
+        if now >= self.decide_at {
+            self.decide(counts, now);
+        }
+        if !self.initialized && counts.ready >= self.scaling.active_threshold(false) {
+            self.initialized = true;
+        }
+        let wish = Wish {
+            wanted: self.scaling.bound(self.decided, self.initialized),
+            ready: counts.ready,
+            present: counts.present,
+            initialized: self.initialized,
+            activation_limit: self.activation_limit,
+        };
+        let (activity, scale) = self.activity.step(&self.scaling, &wish, now);
+        self.activity = activity;
+        let changed = scale.pods != self.pods;
+        self.pods = scale.pods;
+        Evaluation { changed, again: self.again(counts, scale, now) }
+    }
+
+    fn decide(&mut self, counts: Counts, now: Duration) {
+        // A Revision with pods and no report has no traffic.
+        if counts.ready > 0 {
+            self.add(0.0, now);
+        }
+        let seen = Observed {
+            stable: self.stable.average(now),
+            panic: self.panic.average(now),
+            ready_pods: counts.ready,
+        };
+        self.decided = decide(&self.scaling.decider, &seen, &mut self.decider, now).desired;
+        // The end of the traffic is seen when it leaves the window, not at the tick after.
+        let end = self.stable.zero_at(now).unwrap_or(Duration::MAX);
+        self.decide_at = (now + TICK).min(end);
+    }
+
+    fn again(&self, counts: Counts, scale: Scale, now: Duration) -> Option<Duration> {
+        let rests = scale.pods == 0 && self.decided == 0 && counts.present == 0 && self.stable.average(now) == 0.0;
+        if rests {
+            return scale.again;
+        }
+        Some(scale.again.map_or(self.decide_at, |again| again.min(self.decide_at)))
+    }
+
+    /// Pods to run.
+    pub(super) fn pods(&self) -> i32 {
+        self.pods
+    }
+
+    /// What the Revision is to its users.
+    pub(super) fn activity(&self) -> Activity {
+        self.activity
+    }
+
+    /// Whether enough pods were ready once.
+    pub(super) fn initialized(&self) -> bool {
+        self.initialized
+    }
+
+    /// Whether pods are wanted and none is ready.
+    pub(super) fn is_activating(&self) -> bool {
+        matches!(self.activity, Activity::Activating { .. })
+    }
+
+    /// Pods that the status shows as wanted: 0 as soon as nothing wants them, although the last may still be kept.
+    pub(super) fn desired_scale(&self) -> i32 {
+        match self.activity {
+            Activity::Inactive { .. } => 0,
+            _ => self.pods,
+        }
+    }
+}

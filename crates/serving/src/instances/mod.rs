@@ -1,0 +1,224 @@
+//! Instances: the pods of a Revision, made and removed one by one.
+//!
+//! The wanted number comes from the autoscaler, in memory; the pods are the API's. What lies between the two is kept
+//! here: pods that were asked for and are not in the cache yet, so that none is made twice, and pods that the gateway
+//! is draining, so that none is retired twice.
+//!
+//! Scale-in asks the gateway which instances to take: an idle one first, a busy one only after it is drained.
+
+mod plan;
+mod resources;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::serving::Revision;
+use api::serving::annotations::REVISION_LABEL;
+use client::queue::Outcome;
+use client::{Change, ObjectKey};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::context::{Context, revision_id};
+use crate::write::{Write, WriteError};
+
+/// Time after which a pod that was asked for and never appeared counts as not made.
+const EXPECTATION_LIMIT: Duration = Duration::from_secs(30);
+/// Pause before the gateway is asked again when it had nothing to give.
+const RETIRE_PAUSE: Duration = Duration::from_secs(1);
+/// How often the gateway may have nothing to give before pods are deleted without it.
+const RETIRE_TRIES: u32 = 3;
+/// Time requests have to end where the Revision has no timeout of its own.
+const DEFAULT_TIMEOUT_SECONDS: i64 = 300;
+
+/// What is known of the pods of each Revision. Bounded by Revisions and pods.
+#[derive(Default)]
+pub(crate) struct Instances(Mutex<HashMap<ObjectKey, Entry>>);
+
+#[derive(Default)]
+struct Entry {
+    pods: BTreeMap<String, Arc<Pod>>,
+    /// Names of pods that were asked for, and since when.
+    expected: BTreeMap<String, Instant>,
+    /// Pods that the gateway was asked to retire.
+    retiring: usize,
+    /// How often in a row it had nothing to give.
+    empty_handed: u32,
+    /// Why the API server refused the last pod.
+    refused: Option<String>,
+}
+
+/// Pods of a Revision by what they can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Ready, and not on their way out.
+    pub(crate) ready: i32,
+    /// There or asked for, and not on their way out.
+    pub(crate) present: i32,
+}
+
+impl Instances {
+    /// Takes over a change of a pod; the Revision it belongs to.
+    pub(crate) fn observe(&self, change: &Change<Pod>) -> Option<ObjectKey> {
+        let pod = change.object();
+        let revision = pod.labels().get(REVISION_LABEL)?;
+        let key = ObjectKey::new(pod.namespace().unwrap_or_default(), revision);
+        let mut entries = self.0.lock();
+        let entry = entries.entry(key.clone()).or_default();
+        entry.expected.remove(&pod.name_any());
+        match &change.new {
+            Some(pod) => drop(entry.pods.insert(pod.name_any(), pod.clone())),
+            None => drop(entry.pods.remove(&pod.name_any())),
+        }
+        Some(key)
+    }
+
+    /// The pods of a Revision.
+    pub(crate) fn pods(&self, key: &ObjectKey) -> Vec<Arc<Pod>> {
+        self.0.lock().get(key).map(|entry| entry.pods.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Why the API server refused the last pod.
+    pub(crate) fn refusal(&self, key: &ObjectKey) -> Option<String> {
+        self.0.lock().get(key).and_then(|entry| entry.refused.clone())
+    }
+
+    /// How many pods a Revision has.
+    pub(crate) fn counts(&self, key: &ObjectKey) -> Counts {
+        let entries = self.0.lock();
+        let Some(entry) = entries.get(key) else { return Counts::default() };
+        let live = entry.pods.values().filter(|pod| plan::is_live(pod));
+        let (ready, starting): (Vec<_>, Vec<_>) = live.partition(|pod| plan::is_ready(pod));
+        let kept = ready.len().saturating_sub(entry.retiring);
+        let count = |pods: usize| i32::try_from(pods).unwrap_or(i32::MAX);
+        Counts { ready: count(kept), present: count(kept + starting.len() + entry.expected.len()) }
+    }
+}
+
+/// What is known about the pods of one Revision.
+#[derive(Clone, Debug)]
+struct Observed {
+    revision: Option<Arc<Revision>>,
+    pods: Vec<Arc<Pod>>,
+    expected: usize,
+    retiring: usize,
+    empty_handed: u32,
+    /// Pods wanted; `None` while nobody has decided.
+    wanted: Option<i32>,
+}
+
+fn observe(context: &Context, key: &ObjectKey) -> Observed {
+    let revision = context.caches.revisions.get_key(key);
+    let wanted = context.autoscaler.wanted(key);
+    let now = Instant::now();
+    let mut entries = context.instances.0.lock();
+    if revision.is_none() && entries.get(key).is_some_and(|entry| entry.pods.is_empty()) {
+        entries.remove(key);
+    }
+    let none = Observed { revision: revision.clone(), pods: Vec::new(), expected: 0, retiring: 0, empty_handed: 0, wanted };
+    let Some(entry) = entries.get_mut(key) else { return none };
+    entry.expected.retain(|_, since| now < *since + EXPECTATION_LIMIT);
+    Observed {
+        pods: entry.pods.values().cloned().collect(),
+        expected: entry.expected.len(),
+        retiring: entry.retiring,
+        empty_handed: entry.empty_handed,
+        ..none
+    }
+}
+
+/// Brings the number of one Revision's pods to what is wanted.
+pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
+    let observed = observe(&context, &key);
+    let mut random = || {
+        let mut byte = [0];
+        // Names need no secrecy; without randomness the API server's refusal of a taken name brings another try.
+        let _ = getrandom::fill(&mut byte);
+        byte[0]
+    };
+    let plan = plan::plan(&observed, context.config.node_name.as_deref(), &mut random);
+    if plan.retire > 0 {
+        retire(&context, &key, observed.revision.as_deref(), plan.retire);
+    }
+    create(&context, &key, plan.create).await?;
+    for write in &plan.delete {
+        write.apply(&context.client).await?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Makes pods, all at once: one cold start must not wait for another.
+async fn create(context: &Arc<Context>, key: &ObjectKey, writes: Vec<Write>) -> Result<(), WriteError> {
+    if writes.is_empty() {
+        return Ok(());
+    }
+    {
+        let mut entries = context.instances.0.lock();
+        let entry = entries.entry(key.clone()).or_default();
+        let now = Instant::now();
+        entry.expected.extend(writes.iter().map(|write| (write.key().name, now)));
+    }
+    let results = futures::future::join_all(writes.iter().map(|write| write.apply(&context.client))).await;
+    let mut failed = Ok(());
+    let mut refused = None;
+    {
+        let mut entries = context.instances.0.lock();
+        let entry = entries.entry(key.clone()).or_default();
+        for (write, result) in writes.iter().zip(results) {
+            if let Err(error) = result {
+                entry.expected.remove(&write.key().name);
+                refused = refusal(&error).or(refused);
+                failed = Err(error);
+            }
+        }
+        if entry.refused == refused {
+            return failed;
+        }
+        entry.refused = refused;
+    }
+    context.queues.revisions.add(key.clone());
+    failed
+}
+
+/// What the user should read of a refusal; a server that cannot be reached refuses nothing.
+fn refusal(error: &WriteError) -> Option<String> {
+    match error {
+        WriteError::Refused { source: kube::Error::Api(status), .. } => Some(status.message.clone()),
+        _ => None,
+    }
+}
+
+/// Lets the gateway choose and drain `count` pods, and deletes those that it names.
+fn retire(context: &Arc<Context>, key: &ObjectKey, revision: Option<&Revision>, count: usize) {
+    if let Some(entry) = context.instances.0.lock().get_mut(key) {
+        entry.retiring += count;
+    }
+    let seconds = revision.and_then(|revision| revision.spec.timeout_seconds).unwrap_or(DEFAULT_TIMEOUT_SECONDS);
+    let limit = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
+    let (context, key) = (context.clone(), key.clone());
+    context.tasks.clone().spawn(async move {
+        let chosen = tokio::select! {
+            () = context.stop.cancelled() => return,
+            chosen = context.gateway.retire(revision_id(&key), count, limit) => chosen,
+        };
+        for pod in &chosen {
+            let Some(pod) = context.caches.pods.get(&pod.namespace, &pod.name) else { continue };
+            if let Err(error) = Write::Delete(pod.as_ref().clone().into()).apply(&context.client).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot delete a drained pod");
+            }
+        }
+        let missing = count.saturating_sub(chosen.len());
+        if let Some(entry) = context.instances.0.lock().get_mut(&key) {
+            entry.retiring = entry.retiring.saturating_sub(count);
+            entry.empty_handed = if missing > 0 { entry.empty_handed + 1 } else { 0 };
+        }
+        // Deleted pods need time to show it in the cache.
+        let pause = if missing > 0 { RETIRE_PAUSE } else { Duration::from_millis(50) };
+        context.queues.instances.add_after(key, pause);
+    });
+}

@@ -1,0 +1,66 @@
+//! Revision: images by digest, its PodAutoscaler, and what its pods say of it.
+
+mod auth;
+mod digests;
+mod failures;
+mod plan;
+mod resources;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::autoscaling::PodAutoscaler;
+use api::serving::Revision;
+use api::serving::annotations::PROGRESS_DEADLINE_ANNOTATION;
+use client::ObjectKey;
+use client::queue::Outcome;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+pub(crate) use digests::Digests;
+use digests::Resolution;
+
+use crate::context::Context;
+use crate::write::{self, WriteError};
+
+/// What is known about one Revision.
+#[derive(Clone, Debug)]
+struct Observed {
+    revision: Arc<Revision>,
+    autoscaler: Option<Arc<PodAutoscaler>>,
+    pods: Vec<Arc<Pod>>,
+    images: Resolution,
+    /// Why the API server refused the last pod, if it did.
+    refused: Option<String>,
+}
+
+fn observe(context: &Arc<Context>, key: &ObjectKey) -> Option<Observed> {
+    let revision = context.caches.revisions.get_key(key)?;
+    let images = digests::look_up(context, key, &revision);
+    Some(Observed {
+        autoscaler: context.caches.autoscalers.get_key(key),
+        pods: context.instances.pods(key),
+        refused: context.instances.refusal(key),
+        images,
+        revision,
+    })
+}
+
+/// Brings one Revision's PodAutoscaler and status up to date.
+pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
+    let Some(observed) = observe(&context, &key) else {
+        context.digests.forget(&key);
+        context.queues.instances.add(key);
+        return Ok(Outcome::Done);
+    };
+    write::apply(&context.client, &plan::plan(&observed, context.now())).await?;
+    Ok(Outcome::Done)
+}
+
+/// Time until a Revision that was never ready has failed.
+pub(crate) fn progress_deadline(revision: Option<&Revision>, default: Duration) -> Duration {
+    let text = revision.and_then(|revision| revision.annotations().get(PROGRESS_DEADLINE_ANNOTATION));
+    text.and_then(|text| base::duration::parse(text)).unwrap_or(default)
+}

@@ -1,0 +1,64 @@
+//! The PodAutoscaler of a Revision.
+
+use api::autoscaling::{PodAutoscaler, PodAutoscalerSpec};
+use api::conditions::ConditionStatus;
+use api::serving::Revision;
+use api::serving::annotations::{AUTOSCALING_PREFIX, REVISION_LABEL, REVISION_UID_LABEL, ROUTING_STATE_LABEL};
+use autoscale::settings::Reachability;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt;
+
+use crate::meta::{controlled_by, inherited_annotations, with};
+
+/// The PodAutoscaler that `revision` wants. It has the Revision's name.
+pub(super) fn autoscaler(revision: &Revision) -> PodAutoscaler {
+    let name = revision.name_any();
+    let uid = revision.uid().unwrap_or_default();
+    let labels = with(revision.labels().clone(), [(REVISION_LABEL, name.as_str()), (REVISION_UID_LABEL, &uid)]);
+    let mut annotations = inherited_annotations(revision);
+    annotations.retain(|key, _| key.starts_with(AUTOSCALING_PREFIX));
+    PodAutoscaler {
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            namespace: revision.namespace(),
+            labels: Some(labels),
+            annotations: Some(annotations),
+            owner_references: controlled_by(revision),
+            ..ObjectMeta::default()
+        },
+        spec: PodAutoscalerSpec {
+            container_concurrency: Some(revision.spec.container_concurrency.unwrap_or_default()),
+            scale_target_ref: ObjectReference {
+                api_version: Some("serving.knative.dev/v1".to_owned()),
+                kind: Some("Revision".to_owned()),
+                name: Some(name),
+                ..ObjectReference::default()
+            },
+            reachability: reachability(revision).text().map(str::to_owned),
+            protocol_type: Some(protocol(revision).to_owned()),
+        },
+        status: None,
+    }
+}
+
+/// A Revision that has failed is not reachable whatever a Route says.
+fn reachability(revision: &Revision) -> Reachability {
+    let conditions = revision.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let failed = conditions.iter().any(|condition| {
+        condition.status == ConditionStatus::False
+            && ["ResourcesAvailable", "ContainerHealthy"].contains(&condition.kind.as_str())
+    });
+    match revision.labels().get(ROUTING_STATE_LABEL).map(String::as_str) {
+        _ if failed => Reachability::Unreachable,
+        Some("active") => Reachability::Reachable,
+        Some("reserve") => Reachability::Unreachable,
+        _ => Reachability::Unknown,
+    }
+}
+
+fn protocol(revision: &Revision) -> &'static str {
+    let containers = revision.spec.pod.containers.iter();
+    let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
+    if ports.any(|port| port.name.as_deref() == Some("h2c")) { "h2c" } else { "http1" }
+}

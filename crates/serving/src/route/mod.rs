@@ -1,0 +1,122 @@
+//! Route: which Revisions the traffic goes to, under which URLs.
+//!
+//! The gateway routes by a Route's status alone. A target that cannot be served leaves the status's traffic as it was,
+//! so that a failed new Revision moves nothing.
+
+mod plan;
+mod resources;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::serving::annotations::ROUTES_ANNOTATION;
+use api::serving::{Configuration, Revision, Route};
+use base::RouteId;
+use client::ObjectKey;
+use client::queue::Outcome;
+use k8s_openapi::api::core::v1::Service as CoreService;
+use kube::ResourceExt;
+
+use crate::context::Context;
+use crate::meta::controller;
+use crate::write::{self, WriteError};
+
+/// What is known about one Route.
+#[derive(Clone, Debug)]
+struct Observed {
+    route: Arc<Route>,
+    configurations: BTreeMap<String, Arc<Configuration>>,
+    /// Revisions that the Route names, directly or as a Configuration's latest ready one.
+    revisions: BTreeMap<String, Arc<Revision>>,
+    /// Revisions that say that this Route leads to them.
+    routed: Vec<Arc<Revision>>,
+    /// Core Services that bear the Route's names.
+    placeholders: BTreeMap<String, Arc<CoreService>>,
+    /// Core Services that this Route controls.
+    owned_placeholders: Vec<Arc<CoreService>>,
+    /// Whether the gateway serves this generation.
+    programmed: bool,
+}
+
+fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
+    let caches = &context.caches;
+    let route = caches.routes.get_key(key)?;
+    let mut configurations = BTreeMap::new();
+    let mut revisions = BTreeMap::new();
+    for target in &route.spec.traffic {
+        let mut name = target.revision_name.clone();
+        if let Some(configuration) = &target.configuration_name
+            && let Some(found) = caches.configurations.get(&key.namespace, configuration)
+        {
+            name = found.status.as_ref().and_then(|status| status.latest_ready_revision_name.clone());
+            configurations.insert(configuration.clone(), found);
+        }
+        if let Some(found) = name.and_then(|name| caches.revisions.get(&key.namespace, &name)) {
+            revisions.insert(found.name_any(), found);
+        }
+    }
+    let uid = route.uid();
+    let owned = |service: &CoreService| controller(service).map(|owner| owner.uid.clone()) == uid;
+    let owned_placeholders = caches.services_core.select(&key.namespace, owned);
+    let placeholders = resources::placeholder_names(&route)
+        .into_iter()
+        .filter_map(|name| Some((name.clone(), caches.services_core.get(&key.namespace, &name)?)))
+        .collect();
+    let routed = caches.revisions.select(&key.namespace, |revision| {
+        let routes = revision.annotations().get(ROUTES_ANNOTATION);
+        routes.is_some_and(|routes| routes.split(',').any(|name| name == key.name))
+    });
+    let programmed = context.programmed.lock().get(key) == Some(&generation_of(&route));
+    Some(Observed { route, configurations, revisions, routed, placeholders, owned_placeholders, programmed })
+}
+
+/// What the gateway's word counts for: this very object in this generation.
+fn generation_of(route: &Route) -> (String, i64) {
+    (route.uid().unwrap_or_default(), route.metadata.generation.unwrap_or_default())
+}
+
+/// Brings one Route's status, placeholders and Revisions' routing state up to date.
+pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
+    let Some(observed) = observe(&context, &key) else {
+        context.programmed.lock().remove(&key);
+        context.unresolved.lock().remove(&key);
+        return Ok(Outcome::Done);
+    };
+    let plan = plan::plan(&observed, &context.config.addresses, context.now());
+    // Whoever waits for something that does not exist yet is woken by whatever appears in the namespace.
+    if plan.resolved {
+        context.unresolved.lock().remove(&key);
+    } else {
+        context.unresolved.lock().insert(key.clone());
+    }
+    write::apply(&context.client, &plan.writes).await?;
+    if plan.resolved && !observed.programmed {
+        await_gateway(&context, &key, generation_of(&observed.route));
+    }
+    Ok(Outcome::Done)
+}
+
+/// Asks the gateway to say when it serves the Route's status, and looks at the Route again then.
+fn await_gateway(context: &Arc<Context>, key: &ObjectKey, generation: (String, i64)) {
+    if context.awaited.lock().insert(key.clone(), generation.clone()) == Some(generation.clone()) {
+        return;
+    }
+    let route = RouteId::new(&key.namespace, &key.name);
+    let programmed = context.gateway.programmed(route, generation.1);
+    let (context, key) = (context.clone(), key.clone());
+    context.tasks.clone().spawn(async move {
+        tokio::select! {
+            () = context.stop.cancelled() => return,
+            () = programmed => {}
+        }
+        let mut awaited = context.awaited.lock();
+        if awaited.get(&key) == Some(&generation) {
+            awaited.remove(&key);
+            drop(awaited);
+            context.programmed.lock().insert(key.clone(), generation);
+            context.queues.routes.add(key);
+        }
+    });
+}

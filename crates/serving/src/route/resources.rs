@@ -1,0 +1,70 @@
+//! URLs and placeholder Services of a Route.
+
+use std::collections::BTreeSet;
+
+use api::serving::Route;
+use api::serving::annotations::{ROUTE_LABEL, VISIBILITY_LABEL};
+use k8s_openapi::api::core::v1::{Service as CoreService, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt;
+
+use crate::config::Addresses;
+use crate::meta::{controlled_by, inherited_annotations};
+
+/// Names that a Route is reachable under inside the cluster: its own and one for each tag.
+pub(super) fn placeholder_names(route: &Route) -> BTreeSet<String> {
+    let name = route.name_any();
+    let tags = route.spec.traffic.iter().filter_map(|target| target.tag.as_deref()).filter(|tag| !tag.is_empty());
+    tags.map(|tag| format!("{tag}-{name}")).chain([name.clone()]).collect()
+}
+
+/// Whether the Route is kept off the public gateway.
+fn is_local(route: &Route) -> bool {
+    route.labels().get(VISIBILITY_LABEL).is_some_and(|visibility| visibility == "cluster-local")
+}
+
+/// URL of the Route, or of one of its tags.
+pub(super) fn url(route: &Route, tag: Option<&str>, addresses: &Addresses) -> String {
+    let name = match tag {
+        Some(tag) => format!("{tag}-{}", route.name_any()),
+        None => route.name_any(),
+    };
+    let namespace = route.namespace().unwrap_or_default();
+    if is_local(route) {
+        return format!("http://{name}.{namespace}.svc.{}", addresses.cluster_domain);
+    }
+    match addresses.public_port {
+        Some(port) if port != 80 => format!("http://{name}.{namespace}.{}:{port}", addresses.domain),
+        _ => format!("http://{name}.{namespace}.{}", addresses.domain),
+    }
+}
+
+/// Address of the Route inside the cluster.
+pub(super) fn local_url(route: &Route, addresses: &Addresses) -> String {
+    let (name, namespace) = (route.name_any(), route.namespace().unwrap_or_default());
+    format!("http://{name}.{namespace}.svc.{}", addresses.cluster_domain)
+}
+
+/// The core Service that holds a name of the Route and leads to the gateway.
+pub(super) fn placeholder(route: &Route, name: &str, addresses: &Addresses) -> CoreService {
+    let mut labels = route.labels().clone();
+    labels.insert(ROUTE_LABEL.to_owned(), route.name_any());
+    CoreService {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: route.namespace(),
+            labels: Some(labels),
+            annotations: Some(inherited_annotations(route)),
+            owner_references: controlled_by(route),
+            ..ObjectMeta::default()
+        },
+        spec: Some(ServiceSpec {
+            type_: Some("ExternalName".to_owned()),
+            external_name: Some(addresses.gateway_host.clone()),
+            session_affinity: Some("None".to_owned()),
+            ports: Some(vec![ServicePort { name: Some("http2".to_owned()), port: 80, ..ServicePort::default() }]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}

@@ -1,0 +1,160 @@
+//! Writes as data: what a plan consists of, and the one place that carries it out.
+//!
+//! All controllers share this: their plans differ in what is written, not in how.
+
+use std::fmt;
+
+use api::autoscaling::PodAutoscaler;
+use api::serving::{Configuration, Revision, Route, Service};
+use client::ObjectKey;
+use k8s_openapi::api::core::v1::{Pod, Service as CoreService};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::{Api, Client};
+
+macro_rules! objects {
+    ($($kind:ident),*) => {
+        /// An object of one of the kinds that the controllers write.
+        #[derive(Clone, Debug, PartialEq)]
+        pub(crate) enum Object {
+            $(#[doc = concat!("A ", stringify!($kind), ".")] $kind(Box<$kind>)),*
+        }
+
+        $(impl From<$kind> for Object {
+            fn from(object: $kind) -> Self {
+                Self::$kind(Box::new(object))
+            }
+        })*
+
+        impl Object {
+            fn kind(&self) -> &'static str {
+                match self { $(Self::$kind(_) => stringify!($kind)),* }
+            }
+
+            fn meta(&self) -> &ObjectMeta {
+                match self { $(Self::$kind(object) => &object.metadata),* }
+            }
+
+            async fn create(&self, client: &Client, namespace: &str) -> kube::Result<()> {
+                match self {
+                    $(Self::$kind(object) => {
+                        let api = Api::<$kind>::namespaced(client.clone(), namespace);
+                        api.create(&PostParams::default(), object).await.map(drop)
+                    })*
+                }
+            }
+
+            async fn replace(&self, client: &Client, namespace: &str, name: &str) -> kube::Result<()> {
+                match self {
+                    $(Self::$kind(object) => {
+                        let api = Api::<$kind>::namespaced(client.clone(), namespace);
+                        api.replace(name, &PostParams::default(), object).await.map(drop)
+                    })*
+                }
+            }
+
+            async fn replace_status(&self, client: &Client, namespace: &str, name: &str) -> kube::Result<()> {
+                match self {
+                    $(Self::$kind(object) => {
+                        let api = Api::<$kind>::namespaced(client.clone(), namespace);
+                        api.replace_status(name, &PostParams::default(), object).await.map(drop)
+                    })*
+                }
+            }
+
+            async fn delete(&self, client: &Client, namespace: &str, name: &str) -> kube::Result<()> {
+                let uid = self.meta().uid.clone();
+                let preconditions = Some(Preconditions { uid, resource_version: None });
+                let params = DeleteParams { preconditions, ..DeleteParams::background() };
+                match self {
+                    $(Self::$kind(_) => {
+                        let api = Api::<$kind>::namespaced(client.clone(), namespace);
+                        api.delete(name, &params).await.map(drop)
+                    })*
+                }
+            }
+        }
+    };
+}
+
+objects!(Service, Configuration, Revision, Route, PodAutoscaler, Pod, CoreService);
+
+/// One write.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Write {
+    /// Makes a new object.
+    Create(Object),
+    /// Replaces metadata and spec; fails on a newer version.
+    Update(Object),
+    /// Replaces the status; fails on a newer version.
+    Status(Object),
+    /// Deletes this very object, not one that took its name since.
+    Delete(Object),
+}
+
+impl fmt::Display for Write {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (verb, object) = match self {
+            Self::Create(object) => ("create", object),
+            Self::Update(object) => ("update", object),
+            Self::Status(object) => ("status", object),
+            Self::Delete(object) => ("delete", object),
+        };
+        write!(f, "{verb} {} {}", object.kind(), self.key())
+    }
+}
+
+/// Why a write failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WriteError {
+    /// The cache that the plan was made from is behind; its next change brings the work back.
+    #[error("{write}: the object has changed meanwhile")]
+    Stale { write: String, source: kube::Error },
+    /// The API server refused it, or could not be reached.
+    #[error("{write}")]
+    Refused { write: String, source: kube::Error },
+}
+
+impl Write {
+    fn object(&self) -> &Object {
+        match self {
+            Self::Create(object) | Self::Update(object) | Self::Status(object) | Self::Delete(object) => object,
+        }
+    }
+
+    /// Key of what is written.
+    pub(crate) fn key(&self) -> ObjectKey {
+        let meta = self.object().meta();
+        ObjectKey::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+    }
+
+    /// Carries the write out. An object that is gone needs no update, status or deletion.
+    pub(crate) async fn apply(&self, client: &Client) -> Result<(), WriteError> {
+        let ObjectKey { namespace, name } = self.key();
+        let result = match self {
+            Self::Create(object) => object.create(client, &namespace).await,
+            Self::Update(object) => object.replace(client, &namespace, &name).await,
+            Self::Status(object) => object.replace_status(client, &namespace, &name).await,
+            Self::Delete(object) => object.delete(client, &namespace, &name).await,
+        };
+        let Err(error) = result else { return Ok(()) };
+        let code = match &error {
+            kube::Error::Api(status) => status.code,
+            _ => 0,
+        };
+        match (self, code) {
+            (Self::Update(_) | Self::Status(_) | Self::Delete(_), 404) | (Self::Delete(_), 409) => Ok(()),
+            (_, 409) => Err(WriteError::Stale { write: self.to_string(), source: error }),
+            _ => Err(WriteError::Refused { write: self.to_string(), source: error }),
+        }
+    }
+}
+
+/// Carries out a plan, in order, up to the first failure.
+pub(crate) async fn apply(client: &Client, writes: &[Write]) -> Result<(), WriteError> {
+    for write in writes {
+        write.apply(client).await?;
+        tracing::debug!(%write, "applied");
+    }
+    Ok(())
+}
