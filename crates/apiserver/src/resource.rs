@@ -429,8 +429,7 @@ impl FieldError {
     /// `path: Unsupported value: "value": supported values: "a", "b"`.
     pub fn not_supported(path: impl Into<String>, value: impl Into<Value>, supported: &[&str]) -> Self {
         let listed: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
-        let detail =
-            if listed.is_empty() { String::new() } else { format!("supported values: {}", listed.join(", ")) };
+        let detail = if listed.is_empty() { String::new() } else { format!("supported values: {}", listed.join(", ")) };
         Self::new(FaultKind::NotSupported, path, value, detail)
     }
 
@@ -507,7 +506,10 @@ mod tests {
             (FieldError::invalid("m", "a\"b", "no"), r#"m: Invalid value: "a\"b": no"#),
             (FieldError::invalid("m", -1, "no"), "m: Invalid value: -1: no"),
             (FieldError::invalid("m", json!({"a": 1}), "no"), r#"m: Invalid value: {"a":1}: no"#),
-            (FieldError::not_supported("t", "x", &["a", "b"]), r#"t: Unsupported value: "x": supported values: "a", "b""#),
+            (
+                FieldError::not_supported("t", "x", &["a", "b"]),
+                r#"t: Unsupported value: "x": supported values: "a", "b""#,
+            ),
             (FieldError::forbidden("f", "may not"), "f: Forbidden: may not"),
             (FieldError::duplicate("d", "x"), r#"d: Duplicate value: "x""#),
             (FieldError::too_long("l", 63), "l: Too long: may not be more than 63 bytes"),
