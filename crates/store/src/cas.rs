@@ -217,7 +217,7 @@ impl Cas {
     /// [`CasError::Io`] when no temporary file can be made.
     pub fn writer(&self, limit_bytes: u64) -> Result<BlobWriter, CasError> {
         let file = NamedTempFile::new_in(&self.temporary).map_err(io_error("make a file in", &self.temporary))?;
-        Ok(BlobWriter { cas: self.clone(), file, hash: Sha256::new(), written: 0, limit_bytes })
+        Ok(BlobWriter { cas: self.clone(), file, hash: Sha256::new(), written: 0, limit_bytes, hold: None })
     }
 
     /// Stores `bytes`.
@@ -265,12 +265,27 @@ impl Cas {
     /// As [`Cas::put_reader`].
     pub async fn put_async(
         &self,
-        mut source: impl AsyncRead + Unpin,
+        source: impl AsyncRead + Unpin,
         limit_bytes: u64,
         wanted: Option<Digest>,
     ) -> Result<Stored, CasError> {
-        let cas = self.clone();
-        let mut writer = blocking(move || cas.writer(limit_bytes)).await?;
+        self.put_async_held(source, limit_bytes, wanted, &Arc::new(self.hold())).await
+    }
+
+    /// As [`Cas::put_async`]; the blob is kept by `hold` from the moment it appears.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cas::put_reader`].
+    pub async fn put_async_held(
+        &self,
+        mut source: impl AsyncRead + Unpin,
+        limit_bytes: u64,
+        wanted: Option<Digest>,
+        hold: &Arc<Hold>,
+    ) -> Result<Stored, CasError> {
+        let (cas, hold) = (self.clone(), Arc::clone(hold));
+        let mut writer = blocking(move || Ok(cas.writer(limit_bytes)?.held_by(hold))).await?;
         let mut buffer = Vec::new();
         loop {
             buffer.resize(CHUNK_BYTES, 0);
@@ -449,9 +464,15 @@ pub struct BlobWriter {
     hash: Sha256,
     written: u64,
     limit_bytes: u64,
+    hold: Option<Arc<Hold>>,
 }
 
 impl BlobWriter {
+    /// Lets `hold` keep the blob from the moment it appears.
+    pub fn held_by(self, hold: Arc<Hold>) -> Self {
+        Self { hold: Some(hold), ..self }
+    }
+
     /// Adds bytes.
     ///
     /// # Errors
@@ -475,6 +496,9 @@ impl BlobWriter {
         let digest = Digest(self.hash.finalize().into());
         if let Some(wanted) = wanted.filter(|wanted| **wanted != digest) {
             return Err(CasError::WrongDigest { wanted: *wanted, found: digest });
+        }
+        if let Some(hold) = &self.hold {
+            hold.keep(digest);
         }
         let path = self.cas.path(&digest);
         let fresh = !self.cas.contains(&digest);
