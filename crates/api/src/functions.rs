@@ -1,5 +1,8 @@
 //! `functions.colibri.dev/v1` Function: source code, and everything that makes it a service.
 
+pub mod admission;
+pub mod settings;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, ResourceRequirements, Volume};
@@ -11,6 +14,19 @@ use crate::serving::TrafficTarget;
 
 /// Conditions that a Function's `Ready` depends on.
 pub const FUNCTION_DEPENDENTS: &[&str] = &["SourceReady", "BuildReady", "RevisionReady", "RouteReady"];
+
+/// Name of the volume that holds a function's code.
+pub const CODE_VOLUME: &str = "colibri-code";
+/// Where the code is mounted.
+pub const CODE_PATH: &str = "/code";
+/// Where a function's own volumes are mounted, each under its name.
+pub const VOLUMES_PATH: &str = "/mnt";
+/// Registry name of code archives in image volumes: `code.colibri.local/NAMESPACE/FUNCTION@sha256:...`.
+pub const CODE_REGISTRY: &str = "code.colibri.local";
+/// Registry name of the runtimes that use the node's own interpreters: `runtime.colibri.local/python`.
+pub const RUNTIME_REGISTRY: &str = "runtime.colibri.local";
+/// Where the platform's own runtime files are inside such a container, one folder for each runtime.
+pub const RUNTIME_PATH: &str = "/opt/colibri/runtime";
 
 /// A function. Only `runtime` and a source are required.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,88 @@
+//! What a plan is made from.
+
+use std::sync::Arc;
+
+use api::functions::{Function, admission};
+use api::serving::{Revision, Service};
+use client::{Caches, ObjectKey};
+
+use crate::code::CodeStore;
+use crate::pack;
+
+use super::ReconcileError;
+
+/// The code of a Function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An archive in the store.
+    Archive { digest: String },
+    /// A container image.
+    Image { reference: String },
+    /// The object is wrong: every problem in one text.
+    Invalid { message: String },
+    /// The archive is not there.
+    Missing { digest: String },
+}
+
+/// One Function and what belongs to it.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The Function.
+    pub function: Arc<Function>,
+    /// Its code.
+    pub source: Source,
+    /// The Service of the same name, whoever it belongs to.
+    pub service: Option<Arc<Service>>,
+    /// The newest Revision of that Service.
+    pub revision: Option<Arc<Revision>>,
+}
+
+/// Reads the caches, and the code store: an inline source is put there.
+///
+/// `None` when the Function is gone or going; its Service goes with it by its owner reference.
+pub async fn observe(
+    caches: &Caches,
+    code: &dyn CodeStore,
+    key: &ObjectKey,
+) -> Result<Option<Observed>, ReconcileError> {
+    let Some(function) = caches.of::<Function>().get_key(key) else { return Ok(None) };
+    if function.metadata.deletion_timestamp.is_some() {
+        return Ok(None);
+    }
+    let source = source(&function, code, &key.namespace).await?;
+    let service = caches.of::<Service>().get_key(key);
+    let newest = service.as_ref().and_then(|service| service.status.as_ref()?.latest_created_revision_name.clone());
+    let revision = newest.and_then(|name| caches.of::<Revision>().get(&key.namespace, &name));
+    Ok(Some(Observed { function, source, service, revision }))
+}
+
+async fn source(function: &Function, code: &dyn CodeStore, namespace: &str) -> Result<Source, ReconcileError> {
+    let problems = admission::validate(function);
+    if !problems.is_empty() {
+        let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        return Ok(Source::Invalid { message: texts.join("; ") });
+    }
+    let Some(source) = &function.spec.source else {
+        return Ok(Source::Invalid { message: "spec.source: is missing".to_owned() });
+    };
+    if let Some(reference) = &source.image {
+        return Ok(Source::Image { reference: reference.clone() });
+    }
+    if let Some(files) = &source.inline {
+        return match pack::pack_inline(files) {
+            Ok(archive) => Ok(Source::Archive { digest: inline(code, namespace, archive).await? }),
+            Err(error) => Ok(Source::Invalid { message: format!("spec.source.inline: {error}") }),
+        };
+    }
+    let digest = source.archive.as_ref().and_then(|archive| archive.digest.clone()).unwrap_or_default();
+    let found = code.contains(namespace, &digest).await?;
+    Ok(if found { Source::Archive { digest } } else { Source::Missing { digest } })
+}
+
+async fn inline(code: &dyn CodeStore, namespace: &str, archive: Vec<u8>) -> Result<String, ReconcileError> {
+    let digest = pack::digest(&archive);
+    if code.contains(namespace, &digest).await? {
+        return Ok(digest);
+    }
+    Ok(code.put(namespace, archive).await?)
+}

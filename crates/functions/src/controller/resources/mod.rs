@@ -1,0 +1,3 @@
+//! Makers of the objects that the controller writes.
+
+pub mod service;

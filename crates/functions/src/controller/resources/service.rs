@@ -1,0 +1,190 @@
+//! The Knative Service of a Function.
+
+use std::collections::BTreeMap;
+
+use api::functions::settings::{autoscaling_annotations, timeout, timeout_seconds};
+use api::functions::{CODE_PATH, CODE_REGISTRY, CODE_VOLUME, Function, RUNTIME_REGISTRY, VOLUMES_PATH};
+use api::serving::annotations::{FUNCTION_LABEL, USER_CONTAINER};
+use api::serving::{RevisionSpec, RevisionTemplate, Service, ServiceSpec};
+use k8s_openapi::api::core::v1::{Container, EnvVar, ImageVolumeSource, PodSpec, Volume, VolumeMount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{Resource, ResourceExt};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::runtimes;
+
+/// Annotation with a hash of what was asked for: fields that were taken away show up by it.
+pub const APPLIED_ANNOTATION: &str = "functions.colibri.dev/applied";
+
+/// What the container runs.
+pub enum Code<'a> {
+    /// An archive of the code store, run by a built-in runtime.
+    Archive { digest: &'a str },
+    /// An image, run as it is.
+    Image { reference: &'a str },
+}
+
+/// The Service that a Function wants.
+pub fn make(function: &Function, code: &Code) -> Service {
+    let spec = ServiceSpec { template: template(function, code), traffic: function.spec.traffic.clone() };
+    let applied = hash(&spec);
+    let metadata = ObjectMeta {
+        name: function.metadata.name.clone(),
+        namespace: function.metadata.namespace.clone(),
+        labels: Some(labels(function)),
+        annotations: Some(BTreeMap::from([(APPLIED_ANNOTATION.to_owned(), applied)])),
+        owner_references: function.controller_owner_ref(&()).map(|owner| vec![owner]),
+        ..ObjectMeta::default()
+    };
+    Service { metadata, spec, status: None }
+}
+
+/// `present` with the wanted spec, labels and owner; what others wrote into its metadata stays.
+pub fn merge(present: &Service, wanted: Service) -> Service {
+    let mut merged = present.clone();
+    merged.spec = wanted.spec;
+    merged.labels_mut().extend(wanted.metadata.labels.unwrap_or_default());
+    merged.annotations_mut().extend(wanted.metadata.annotations.unwrap_or_default());
+    merged
+}
+
+/// Whether nothing has to be written: the same was asked for before, and every wanted field is there.
+pub fn is_as_wanted(present: &Service, wanted: &Service) -> bool {
+    let applied = present.annotations().get(APPLIED_ANNOTATION) == wanted.annotations().get(APPLIED_ANNOTATION);
+    let labels = wanted.labels().iter().all(|(name, value)| present.labels().get(name) == Some(value));
+    applied && labels && holds(&json(&present.spec), &json(&wanted.spec))
+}
+
+fn labels(function: &Function) -> BTreeMap<String, String> {
+    BTreeMap::from([(FUNCTION_LABEL.to_owned(), function.name_any())])
+}
+
+fn template(function: &Function, code: &Code) -> RevisionTemplate {
+    let spec = &function.spec;
+    let annotations = spec.scaling.as_ref().map(autoscaling_annotations).unwrap_or_default();
+    let metadata = ObjectMeta {
+        labels: Some(labels(function)),
+        annotations: (!annotations.is_empty()).then_some(annotations),
+        ..ObjectMeta::default()
+    };
+    let concurrency = spec.scaling.as_ref().and_then(|scaling| scaling.concurrency).map(i64::from);
+    let revision = RevisionSpec {
+        container_concurrency: concurrency,
+        timeout_seconds: timeout_seconds(spec),
+        pod: PodSpec {
+            containers: vec![container(function, code)],
+            volumes: volumes(function, code),
+            ..PodSpec::default()
+        },
+        ..RevisionSpec::default()
+    };
+    RevisionTemplate { metadata: Some(metadata), spec: revision }
+}
+
+fn container(function: &Function, code: &Code) -> Container {
+    let spec = &function.spec;
+    let (image, command) = match code {
+        Code::Archive { .. } => {
+            (format!("{RUNTIME_REGISTRY}/{}", spec.runtime), runtimes::command(&spec.runtime))
+        }
+        Code::Image { reference } => ((*reference).to_owned(), None),
+    };
+    let own = spec.volumes.iter().map(|volume| VolumeMount {
+        name: volume.name.clone(),
+        mount_path: format!("{VOLUMES_PATH}/{}", volume.name),
+        read_only: volume.empty_dir.is_none().then_some(true),
+        ..VolumeMount::default()
+    });
+    let code_mount = matches!(code, Code::Archive { .. }).then(|| VolumeMount {
+        name: CODE_VOLUME.to_owned(),
+        mount_path: CODE_PATH.to_owned(),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    });
+    let mounts: Vec<VolumeMount> = code_mount.into_iter().chain(own).collect();
+    Container {
+        name: USER_CONTAINER.to_owned(),
+        image: Some(image),
+        command,
+        env: Some(environment(function)),
+        env_from: (!spec.env_from.is_empty()).then(|| spec.env_from.clone()),
+        resources: spec.resources.clone(),
+        volume_mounts: (!mounts.is_empty()).then_some(mounts),
+        ..Container::default()
+    }
+}
+
+/// The platform's variables, then the function's own.
+fn environment(function: &Function) -> Vec<EnvVar> {
+    let spec = &function.spec;
+    let concurrency = spec.scaling.as_ref().and_then(|scaling| scaling.concurrency).filter(|limit| *limit > 0);
+    let own = [
+        ("COLIBRI_FUNCTION", function.metadata.name.clone()),
+        ("COLIBRI_NAMESPACE", function.metadata.namespace.clone()),
+        ("COLIBRI_HANDLER", spec.handler.clone()),
+        ("COLIBRI_SIGNATURE", spec.signature.clone()),
+        ("COLIBRI_CONCURRENCY", concurrency.map(|limit| limit.to_string())),
+        ("COLIBRI_TIMEOUT_MS", timeout(spec).map(|timeout| timeout.as_millis().to_string())),
+    ];
+    let variable = |(name, value): (&str, Option<String>)| {
+        value.map(|value| EnvVar { name: name.to_owned(), value: Some(value), value_from: None })
+    };
+    own.into_iter().filter_map(variable).chain(spec.env.iter().cloned()).collect()
+}
+
+fn volumes(function: &Function, code: &Code) -> Option<Vec<Volume>> {
+    let code_volume = match code {
+        Code::Archive { digest } => Some(Volume {
+            name: CODE_VOLUME.to_owned(),
+            image: Some(ImageVolumeSource {
+                reference: Some(code_reference(function, digest)),
+                pull_policy: Some("IfNotPresent".to_owned()),
+            }),
+            ..Volume::default()
+        }),
+        Code::Image { .. } => None,
+    };
+    let volumes: Vec<Volume> = code_volume.into_iter().chain(function.spec.volumes.iter().cloned()).collect();
+    (!volumes.is_empty()).then_some(volumes)
+}
+
+fn code_reference(function: &Function, digest: &str) -> String {
+    let namespace = function.metadata.namespace.as_deref().unwrap_or_default();
+    format!("{CODE_REGISTRY}/{namespace}/{}@{digest}", function.name_any())
+}
+
+fn json(spec: &ServiceSpec) -> Value {
+    serde_json::to_value(spec).unwrap_or_default()
+}
+
+fn hash(spec: &ServiceSpec) -> String {
+    let digest = Sha256::digest(json(spec).to_string().as_bytes());
+    hex::encode(&digest[..16])
+}
+
+/// Whether every wanted field is present with its value; the API server's defaults may stand beside them.
+fn holds(present: &Value, wanted: &Value) -> bool {
+    match (present, wanted) {
+        (Value::Object(present), Value::Object(wanted)) => {
+            wanted.iter().all(|(name, value)| match present.get(name) {
+                Some(found) => holds(found, value),
+                None => is_empty(value),
+            })
+        }
+        (Value::Array(present), Value::Array(wanted)) => {
+            present.len() == wanted.len() && present.iter().zip(wanted).all(|(present, wanted)| holds(present, wanted))
+        }
+        (present, wanted) => present == wanted,
+    }
+}
+
+/// Whether a value says as much as its absence.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(fields) => fields.values().all(is_empty),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}

@@ -1,0 +1,133 @@
+//! What a Function's status says.
+
+use api::conditions::{Condition, ConditionStatus, Conditions, READY};
+use api::functions::{BuildStatus, FUNCTION_DEPENDENTS, FunctionStatus};
+use api::serving::{Revision, Service};
+use jiff::Timestamp;
+
+use super::observe::{Observed, Source};
+use super::plan::belongs;
+
+/// What Knative puts before a container's own last words.
+const CONTAINER_PREFIX: &str = "Container failed with: ";
+
+/// The status for what was observed.
+pub fn status(observed: &Observed, now: Timestamp) -> FunctionStatus {
+    let before = observed.function.status.clone().unwrap_or_default();
+    let mut conditions = Conditions::resume(FUNCTION_DEPENDENTS, before.conditions.clone(), now);
+    let is_current = belongs(observed);
+    let service = observed.service.as_deref().filter(|_| is_current);
+    let code_is_there = mark_source(observed, &mut conditions);
+    if code_is_there {
+        mark_service(observed, service, &mut conditions);
+    }
+    let known = service.and_then(|service| service.status.as_ref());
+    FunctionStatus {
+        observed_generation: observed.function.metadata.generation,
+        conditions: conditions.into_list(),
+        url: known.and_then(|status| status.url.clone()).or(before.url),
+        version: known.and_then(|status| status.latest_ready_revision_name.clone()).or(before.version),
+        build: build(observed),
+    }
+}
+
+fn build(observed: &Observed) -> Option<BuildStatus> {
+    match &observed.source {
+        Source::Archive { digest } => {
+            Some(BuildStatus { state: "Succeeded".to_owned(), digest: Some(digest.clone()) })
+        }
+        Source::Image { .. } => None,
+        Source::Invalid { .. } | Source::Missing { .. } => observed.function.status.as_ref()?.build.clone(),
+    }
+}
+
+/// Whether there is code to go on with.
+fn mark_source(observed: &Observed, conditions: &mut Conditions) -> bool {
+    match &observed.source {
+        Source::Archive { .. } | Source::Image { .. } => {
+            conditions.mark_true("SourceReady");
+            conditions.mark_true("BuildReady");
+            true
+        }
+        Source::Invalid { message } => {
+            conditions.mark_false("SourceReady", "InvalidSpec", message);
+            false
+        }
+        Source::Missing { digest } => {
+            let message = format!(
+                "spec.source.archive.digest: {digest} was not uploaded to this namespace; run colibri deploy DIR"
+            );
+            conditions.mark_false("SourceReady", "ArchiveNotFound", &message);
+            false
+        }
+    }
+}
+
+fn mark_service(observed: &Observed, service: Option<&Service>, conditions: &mut Conditions) {
+    let Some(service) = service else {
+        if observed.service.is_some() {
+            let name = observed.function.metadata.name.as_deref().unwrap_or_default();
+            let message = format!(
+                "there is a service.serving.knative.dev {name} that does not belong to this function; delete it or choose another name"
+            );
+            conditions.mark_unknown("RevisionReady", "ServiceNotOwned", &message);
+            conditions.mark_false("RouteReady", "ServiceNotOwned", &message);
+        } else {
+            conditions.mark_unknown("RevisionReady", "Deploying", "the service is being made");
+            conditions.mark_unknown("RouteReady", "Deploying", "the service is being made");
+        }
+        return;
+    };
+    let status = service.status.clone().unwrap_or_default();
+    if !has_taken(observed, service) {
+        conditions.mark_unknown("RevisionReady", "Deploying", "the new version is being made");
+        conditions.mark_unknown("RouteReady", "Deploying", "the new version is being made");
+        return;
+    }
+    mark_revision(observed.revision.as_deref(), &status, conditions);
+    match find(&status.conditions, "RoutesReady") {
+        // A failed new version leaves the routes as they were.
+        Some(routes) if routes.status == ConditionStatus::True => conditions.mark_true("RouteReady"),
+        Some(routes) => conditions.copy_from("RouteReady", routes),
+        None => conditions.mark_unknown("RouteReady", "Deploying", "the route is being made"),
+    }
+}
+
+/// Whether the Service carries what this Function asks for, and its status speaks of it.
+fn has_taken(observed: &Observed, service: &Service) -> bool {
+    let code = match &observed.source {
+        Source::Archive { digest } => super::resources::service::Code::Archive { digest },
+        Source::Image { reference } => super::resources::service::Code::Image { reference },
+        Source::Invalid { .. } | Source::Missing { .. } => return true,
+    };
+    let wanted = super::resources::service::make(&observed.function, &code);
+    let observed_generation = service.status.as_ref().and_then(|status| status.observed_generation);
+    super::resources::service::is_as_wanted(service, &wanted) && observed_generation == service.metadata.generation
+}
+
+fn mark_revision(revision: Option<&Revision>, status: &api::serving::ServiceStatus, conditions: &mut Conditions) {
+    let newest = status.latest_created_revision_name.as_deref();
+    let ready = newest.is_some() && newest == status.latest_ready_revision_name.as_deref();
+    let found = revision.and_then(|revision| find(&revision.status.as_ref()?.conditions, READY));
+    match (found, ready) {
+        (Some(condition), _) if condition.status == ConditionStatus::False => {
+            let message = condition.message.as_deref().unwrap_or("the version failed and did not say why");
+            let message = message.strip_prefix(CONTAINER_PREFIX).unwrap_or(message).trim();
+            conditions.mark_false("RevisionReady", condition.reason.as_deref().unwrap_or("RevisionFailed"), message);
+        }
+        (_, true) => conditions.mark_true("RevisionReady"),
+        (Some(condition), false) if condition.status == ConditionStatus::Unknown => {
+            conditions.copy_from("RevisionReady", condition);
+        }
+        (_, false) => match find(&status.conditions, "ConfigurationsReady") {
+            Some(condition) if condition.status != ConditionStatus::True => {
+                conditions.copy_from("RevisionReady", condition);
+            }
+            _ => conditions.mark_unknown("RevisionReady", "Deploying", "the new version is starting"),
+        },
+    }
+}
+
+fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.kind == kind)
+}
