@@ -1,1 +1,45 @@
+//! The data plane: one hop from a client to an instance, with the queue, the limits and the numbers of serverless in it.
+//!
+//! Inputs are API objects only: Routes give hosts and shares, Revisions give limits, timeouts, port and probe, Pods
+//! with the label `serving.knative.dev/revision` and an address are instances. Everything else it knows it counts
+//! itself.
+//!
+//! | Part | Kind |
+//! |---|---|
+//! | [`routes`], [`throttle`], [`instance`], [`meter`], [`settings`], [`headers`], [`timing`], [`answer`] | pure |
+//! | [`revision`], [`fleet`], [`probe`] | shell around them |
+//! | [`proxy`], [`upstream`], [`body`], [`tunnel`], [`listen`] | sockets |
+//!
+//! Invariants:
+//! - an instance never has more requests than `containerConcurrency`;
+//! - a body is never held as a whole, and none of it is read before an instance has the request;
+//! - no lock is shared by two revisions on a request's way, and none is held across an `.await`, except while the
+//!   one HTTP/2 connection to an instance is made;
+//! - a slot is given back exactly once, however the request ends.
 
+pub mod answer;
+pub mod body;
+pub mod config;
+pub mod fleet;
+pub mod gateway;
+pub mod headers;
+pub mod instance;
+pub mod listen;
+pub mod meter;
+pub mod metrics;
+pub mod probe;
+pub mod proxy;
+pub mod random;
+pub mod revision;
+pub mod routes;
+pub mod settings;
+pub mod throttle;
+pub mod timing;
+pub mod tunnel;
+pub mod upstream;
+
+pub use body::ResponseBody;
+pub use config::Config;
+pub use gateway::Gateway;
+pub use listen::{Listener, ListenerKind};
+pub use proxy::HostHandler;

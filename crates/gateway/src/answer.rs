@@ -1,0 +1,175 @@
+//! The gateway's own answers: what went wrong, and on whose side.
+//!
+//! Text, or JSON for a client that accepts it. No internals: the cause goes to the log under the request's id.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Response, StatusCode};
+
+use crate::body::ResponseBody;
+
+/// Why the gateway answers in place of the workload.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// No Host header, or one that cannot be a host.
+    #[error("the request names no valid host")]
+    NoHost,
+    /// No Route claims the host.
+    #[error("no service is reachable at this host")]
+    NoRoute,
+    /// The body is longer than the gateway takes.
+    #[error("the request's body is longer than {limit_bytes} bytes")]
+    BodyTooLong {
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// A method that a reverse proxy does not serve.
+    #[error("the method CONNECT is not served here")]
+    Connect,
+    /// The Route has no target, or its target does not exist (any more).
+    #[error("the service has no revision that takes requests")]
+    NoRevision,
+    /// Too many requests wait.
+    #[error("pending request queue full")]
+    QueueFull,
+    /// No instance took the request in time.
+    #[error("request timeout: no instance was ready within {limit:?}")]
+    QueueTimeout {
+        /// The limit.
+        limit: Duration,
+    },
+    /// No instance could be reached, however often it was tried.
+    #[error("no instance of the service could be reached")]
+    Unreachable,
+    /// The instance took the request and broke the connection before it answered.
+    #[error("the service broke the connection before it answered")]
+    Broken,
+    /// The instance did not answer in time.
+    #[error("request timeout: the service gave no answer within {limit:?}")]
+    Timeout {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The gateway is stopping.
+    #[error("the gateway is stopping")]
+    Stopping,
+}
+
+/// Who has to act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Whoever sent the request.
+    Client,
+    /// Whoever runs the platform.
+    Platform,
+    /// Whoever wrote the service.
+    Workload,
+}
+
+impl Side {
+    /// The side's name in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Platform => "platform",
+            Self::Workload => "workload",
+        }
+    }
+}
+
+impl Failure {
+    /// Status of the answer.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NoHost => StatusCode::BAD_REQUEST,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::BodyTooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NoRevision | Self::QueueFull | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unreachable | Self::Broken => StatusCode::BAD_GATEWAY,
+            Self::QueueTimeout { .. } | Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// Whose side failed.
+    pub fn side(&self) -> Side {
+        match self {
+            Self::NoHost | Self::NoRoute | Self::BodyTooLong { .. } | Self::Connect => Side::Client,
+            Self::NoRevision | Self::QueueFull | Self::QueueTimeout { .. } | Self::Stopping => {
+                Side::Platform
+            }
+            Self::Unreachable | Self::Broken | Self::Timeout { .. } => Side::Workload,
+        }
+    }
+
+    /// The answer, in the form that the request's `Accept` prefers.
+    pub fn answer(&self, request: Option<&HeaderMap>, request_id: &str) -> Response<ResponseBody> {
+        let (status, side) = (self.status(), self.side().name());
+        let json = request.is_some_and(accepts_json);
+        let text = if json {
+            let body = serde_json::json!({"error": self.to_string(), "side": side, "status": status.as_u16(),
+                "requestId": request_id});
+            format!("{body}\n")
+        } else {
+            format!("{self} ({side} error, request {request_id})\n")
+        };
+        let mut response = Response::new(ResponseBody::text(Bytes::from(text)));
+        *response.status_mut() = status;
+        let kind = if json {
+            "application/json"
+        } else {
+            "text/plain; charset=utf-8"
+        };
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(
+            "x-content-type-options",
+            HeaderValue::from_static("nosniff"),
+        );
+        if matches!(self, Self::QueueFull | Self::Stopping) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+fn accepts_json(headers: &HeaderMap) -> bool {
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    accept
+        .split(',')
+        .any(|range| range.split(';').next().unwrap_or_default().trim() == "application/json")
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    async fn check(failure: Failure, accept: &'static str, want: &str) {
+        let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]);
+        let answer = failure.answer(Some(&headers), "f00");
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(std::str::from_utf8(&body).unwrap(), want);
+    }
+
+    #[tokio::test]
+    async fn answers_name_the_side_in_the_form_that_is_asked_for() {
+        let limit = Duration::from_secs(3);
+        let text =
+            "request timeout: the service gave no answer within 3s (workload error, request f00)\n";
+        check(Failure::Timeout { limit }, "*/*", text).await;
+        let json = "{\"error\":\"pending request queue full\",\"requestId\":\"f00\",\"side\":\"platform\",\"status\":503}\n";
+        check(
+            Failure::QueueFull,
+            "text/html, application/json;q=0.9",
+            json,
+        )
+        .await;
+    }
+}

@@ -1,0 +1,278 @@
+//! Bodies as they pass through.
+//!
+//! Neither is ever held as a whole. The response's body owns the request's slot and the connection to the instance:
+//! when it ends, the connection is kept for the next request and the slot is given back; when it is dropped before
+//! its end, because the client is gone, the connection is closed, which cancels the work on the instance.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::revision::{Shared, Slot};
+use crate::upstream::Http1;
+
+/// Any error of a body.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a body was broken off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The client sent more than the gateway takes.
+    #[error("the request's body is longer than {limit_bytes} bytes")]
+    TooLong {
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// The response, whose length was announced, did not come in time.
+    #[error("request timeout")]
+    Timeout,
+    /// The connection broke.
+    #[error("the connection broke")]
+    Broken(#[source] hyper::Error),
+}
+
+/// A request's body on its way to the instance.
+pub struct RequestBody {
+    inner: Option<Incoming>,
+    left: Option<u64>,
+    limit_bytes: u64,
+}
+
+impl RequestBody {
+    /// No body.
+    pub fn empty() -> Self {
+        Self {
+            inner: None,
+            left: None,
+            limit_bytes: 0,
+        }
+    }
+
+    /// The client's body, with a limit.
+    pub fn new(inner: Incoming, limit_bytes: Option<u64>) -> Self {
+        Self {
+            inner: Some(inner),
+            left: limit_bytes,
+            limit_bytes: limit_bytes.unwrap_or_default(),
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(inner) = &mut self.inner else {
+            return Poll::Ready(None);
+        };
+        let frame = match std::task::ready!(Pin::new(inner).poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Poll::Ready(Some(Err(BodyError::Broken(error)))),
+            None => return Poll::Ready(None),
+        };
+        if let (Some(left), Some(data)) = (self.left, frame.data_ref()) {
+            match left.checked_sub(data.len() as u64) {
+                Some(rest) => self.left = Some(rest),
+                None => {
+                    return Poll::Ready(Some(Err(BodyError::TooLong {
+                        limit_bytes: self.limit_bytes,
+                    })));
+                }
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// A response's body on its way to the client.
+pub enum ResponseBody {
+    /// A text of the gateway's own.
+    Text(Option<Bytes>),
+    /// The instance's.
+    Flow(Box<Flow>),
+    /// Whatever a handler of an extra host makes.
+    Other(http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>),
+}
+
+impl ResponseBody {
+    /// A text.
+    pub fn text(text: Bytes) -> Self {
+        Self::Text(Some(text))
+    }
+
+    /// No body.
+    pub fn empty() -> Self {
+        Self::Text(None)
+    }
+
+    /// Any body.
+    pub fn other(body: impl Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static) -> Self {
+        use http_body_util::BodyExt;
+        Self::Other(body.map_err(Into::into).boxed_unsync())
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Flow(flow) => flow
+                .poll(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            Self::Other(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Text(text) => text.is_none(),
+            Self::Flow(flow) => flow.ended || flow.incoming.is_end_stream(),
+            Self::Other(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Text(text) => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
+            }
+            Self::Flow(flow) => flow.incoming.size_hint(),
+            Self::Other(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The body of an instance's response, with all that must end with it.
+pub struct Flow {
+    incoming: Incoming,
+    // In this order: the connection is kept before the slot is given back, so that the next request finds it.
+    connection: Option<Box<Http1>>,
+    slot: Slot,
+    shared: Arc<Shared>,
+    status: u16,
+    deadline: Instant,
+    idle_timeout: Option<Duration>,
+    timer: Option<Pin<Box<Sleep>>>,
+    ended: bool,
+}
+
+impl Flow {
+    /// The body of a response that carries `status`, limited by `deadline` and by the time between two frames.
+    pub fn new(
+        incoming: Incoming,
+        connection: Option<Box<Http1>>,
+        slot: Slot,
+        shared: Arc<Shared>,
+        status: u16,
+        deadline: Instant,
+        idle_timeout: Option<Duration>,
+    ) -> Self {
+        Self {
+            incoming,
+            connection,
+            slot,
+            shared,
+            status,
+            deadline,
+            idle_timeout,
+            timer: None,
+            ended: false,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let mut polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        if polled.is_pending()
+            && let Some(connection) = &mut self.connection
+        {
+            connection.drive(cx);
+            polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        }
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let (Some(timer), Some(idle)) = (&mut self.timer, self.idle_timeout) {
+                    timer
+                        .as_mut()
+                        .reset(self.deadline.min(Instant::now() + idle));
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.ended = true;
+                self.connection = None;
+                Poll::Ready(Some(Err(BodyError::Broken(error))))
+            }
+            Poll::Ready(None) => {
+                self.ended = true;
+                Poll::Ready(None)
+            }
+            Poll::Pending => self.poll_timer(cx),
+        }
+    }
+
+    /// Too late for another status: a body of unknown length ends, cleanly, with the text `request timeout`; one whose
+    /// length was announced is broken off.
+    ///
+    /// Source: Knative Serving, `pkg/http/handler/timeout.go`.
+    fn poll_timer(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let (deadline, idle) = (self.deadline, self.idle_timeout);
+        let timer = self.timer.get_or_insert_with(|| {
+            let first = idle.map_or(deadline, |idle| deadline.min(Instant::now() + idle));
+            Box::pin(sleep_until(first))
+        });
+        std::task::ready!(timer.as_mut().poll(cx));
+        self.ended = true;
+        self.connection = None;
+        if self.incoming.size_hint().exact().is_some() {
+            return Poll::Ready(Some(Err(BodyError::Timeout)));
+        }
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(
+            b"request timeout",
+        )))))
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take()
+            && (self.ended || self.incoming.is_end_stream())
+        {
+            self.slot.upstream.keep(connection, &self.shared.pool);
+        }
+        if let Some(metrics) = self.slot.revision.metrics.load().as_deref() {
+            metrics.ended(self.status, self.slot.arrived.elapsed());
+        }
+    }
+}

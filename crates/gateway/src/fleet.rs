@@ -1,0 +1,201 @@
+//! All revisions, kept up to date from the caches.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use api::serving::annotations::REVISION_LABEL;
+use api::serving::{Revision as RevisionObject, Route};
+use base::{PodId, RevisionId, RouteId};
+use client::cache::{Caches, Change, ObjectKey};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use crate::proxy::Proxy;
+use crate::revision::{PodSeen, Revision, Shared};
+use crate::routes::hosts_of;
+use crate::settings::Settings;
+
+/// All revisions, and what is routed to them.
+pub struct Fleet {
+    shared: Arc<Shared>,
+    proxy: Arc<Proxy>,
+    revisions: RwLock<HashMap<RevisionId, Arc<Revision>>>,
+    /// What each Route is routed by.
+    routed: RwLock<HashMap<RouteId, Routed>>,
+    changes: watch::Sender<()>,
+    /// Whether a revision may have become empty since the last sweep.
+    untidy: AtomicBool,
+}
+
+/// The status by which a Route is routed.
+struct Routed {
+    generation: i64,
+    revisions: BTreeSet<RevisionId>,
+}
+
+impl Fleet {
+    /// Subscribes to Routes, Revisions and Pods.
+    pub fn start(shared: Arc<Shared>, proxy: Arc<Proxy>, caches: &Caches) -> Arc<Self> {
+        let fleet = Arc::new(Self {
+            shared,
+            proxy,
+            revisions: RwLock::default(),
+            routed: RwLock::default(),
+            changes: watch::Sender::new(()),
+            untidy: AtomicBool::new(false),
+        });
+        let this = fleet.clone();
+        caches
+            .of::<RevisionObject>()
+            .subscribe(move |change| this.revision_changed(change));
+        let this = fleet.clone();
+        caches
+            .of::<Route>()
+            .subscribe(move |change| this.route_changed(change));
+        let this = fleet.clone();
+        caches
+            .of::<Pod>()
+            .subscribe(move |change| this.pod_changed(change));
+        fleet
+    }
+
+    /// The revision of that name, known or not.
+    fn revision(&self, id: &RevisionId) -> Arc<Revision> {
+        if let Some(revision) = self.revisions.read().get(id) {
+            return revision.clone();
+        }
+        let mut revisions = self.revisions.write();
+        let make = || Revision::new(id.clone(), self.shared.clone());
+        revisions.entry(id.clone()).or_insert_with(make).clone()
+    }
+
+    /// The revision of that name, if anything is known of it.
+    pub fn find(&self, id: &RevisionId) -> Option<Arc<Revision>> {
+        self.revisions.read().get(id).cloned()
+    }
+
+    /// All revisions.
+    pub fn all(&self) -> Vec<Arc<Revision>> {
+        self.revisions.read().values().cloned().collect()
+    }
+
+    /// Forgets the revisions of which nothing is left and that no Route names.
+    pub fn sweep(&self) {
+        if !self.untidy.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        self.revisions.write().retain(|_, revision| {
+            let empty = revision.is_empty();
+            // One owner: the map itself. Else a Route still names it, or a request has it.
+            let keep = !empty || Arc::strong_count(revision) > 1;
+            if empty && keep {
+                self.untidy.store(true, Ordering::Relaxed);
+            }
+            keep
+        });
+    }
+
+    /// Resolves once requests are routed by that generation of the Route, to revisions that are known.
+    pub async fn programmed(self: Arc<Self>, route: RouteId, generation: i64) {
+        let mut changes = self.changes.subscribe();
+        while !self.is_routed(&route, generation) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn is_routed(&self, route: &RouteId, generation: i64) -> bool {
+        let routed = self.routed.read();
+        let Some(routed) = routed
+            .get(route)
+            .filter(|routed| routed.generation >= generation)
+        else {
+            return false;
+        };
+        let known = |id| {
+            self.find(id)
+                .is_some_and(|revision| revision.settings.load().is_some())
+        };
+        routed.revisions.iter().all(known)
+    }
+
+    fn revision_changed(&self, change: &Change<RevisionObject>) {
+        let ObjectKey { namespace, name } = change.key();
+        let settings = change.new.as_deref().map(Settings::of);
+        if settings.is_none() {
+            self.untidy.store(true, Ordering::Relaxed);
+        }
+        self.revision(&RevisionId::new(namespace, name))
+            .configure(settings);
+        self.changes.send_replace(());
+    }
+
+    fn route_changed(&self, change: &Change<Route>) {
+        let ObjectKey { namespace, name } = change.key();
+        let id = RouteId::new(namespace, name);
+        let claims = change.new.as_deref().map(hosts_of).unwrap_or_default();
+        self.proxy
+            .table
+            .set(&id, &claims, |revision| self.revision(revision));
+        let routed = change
+            .new
+            .as_deref()
+            .and_then(|route| route.status.as_ref())
+            .filter(|s| s.url.is_some());
+        match routed.and_then(|status| status.observed_generation) {
+            Some(generation) => {
+                let targets = claims.iter().flat_map(|claim| &claim.targets.shares);
+                let revisions = targets.map(|(_, revision)| revision.clone()).collect();
+                self.routed.write().insert(
+                    id,
+                    Routed {
+                        generation,
+                        revisions,
+                    },
+                );
+            }
+            None => {
+                self.routed.write().remove(&id);
+            }
+        }
+        self.changes.send_replace(());
+    }
+
+    fn pod_changed(&self, change: &Change<Pod>) {
+        let pod = change.object();
+        let (Some(revision), Some(namespace)) = (pod.labels().get(REVISION_LABEL), pod.namespace())
+        else {
+            return;
+        };
+        if change.new.is_none() {
+            self.untidy.store(true, Ordering::Relaxed);
+        }
+        self.revision(&RevisionId::new(&namespace, revision))
+            .observe(seen(pod, change.new.is_none()));
+    }
+}
+
+fn seen(pod: &Pod, deleted: bool) -> PodSeen {
+    let status = pod.status.as_ref();
+    let ended = status
+        .and_then(|s| s.phase.as_deref())
+        .is_some_and(|phase| ["Succeeded", "Failed"].contains(&phase));
+    let mut conditions = status
+        .and_then(|s| s.conditions.as_ref())
+        .into_iter()
+        .flatten();
+    PodSeen {
+        pod: PodId::new(pod.namespace().unwrap_or_default(), pod.name_any()),
+        uid: pod.uid().unwrap_or_default(),
+        ip: status
+            .and_then(|s| s.pod_ip.as_deref())
+            .and_then(|ip| ip.parse().ok()),
+        deleting: pod.metadata.deletion_timestamp.is_some(),
+        gone: deleted || ended,
+        ready: conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+    }
+}

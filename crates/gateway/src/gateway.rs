@@ -1,0 +1,179 @@
+//! The gateway as a whole: started, asked, stopped.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use base::{PodId, RevisionId, RouteId};
+use client::cache::Caches;
+use client::link::{AutoscalerLink, GatewayLink, Stat};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::fleet::Fleet;
+use crate::listen::{self, Listener};
+use crate::metrics::Metrics;
+use crate::proxy::{HostHandler, Proxy};
+use crate::random::Random;
+use crate::revision::Shared;
+use crate::routes::Table;
+use crate::upstream::PoolLimits;
+
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A running gateway.
+pub struct Gateway {
+    shared: Arc<Shared>,
+    proxy: Arc<Proxy>,
+    fleet: Arc<Fleet>,
+}
+
+impl Gateway {
+    /// Starts the gateway on its listeners. Must be called inside a tokio runtime.
+    ///
+    /// When `stop` is cancelled it accepts nothing more and lets requests in flight end, for `config.grace`; then, or
+    /// on [`Gateway::stop_now`], it breaks them off. All of it runs on `tasks`, which the caller closes and awaits.
+    pub fn start(
+        config: Config,
+        caches: Arc<Caches>,
+        autoscaler: Arc<dyn AutoscalerLink>,
+        listeners: Vec<Listener>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        let pool = PoolLimits {
+            connect_timeout: config.connect_timeout,
+            idle: config.idle_connections,
+            idle_timeout: config.idle_connection_timeout,
+        };
+        let connections = Arc::new(Semaphore::new(
+            config.connection_limit.min(Semaphore::MAX_PERMITS),
+        ));
+        let shared = Arc::new(Shared {
+            random: Random::new(config.seed),
+            pool,
+            autoscaler,
+            metrics: Metrics::new(),
+            tasks: TaskTracker::new(),
+            background: TaskTracker::new(),
+            stop,
+            abort: CancellationToken::new(),
+            probes: AtomicU64::new(0),
+            config,
+        });
+        let proxy = Arc::new(Proxy {
+            shared: shared.clone(),
+            table: Table::new(),
+            extra: ArcSwap::default(),
+        });
+        let fleet = Fleet::start(shared.clone(), proxy.clone(), &caches);
+        for listener in listeners {
+            if let Ok(address) = listener.socket.local_addr() {
+                info!(%address, "gateway listens");
+            }
+            shared
+                .tasks
+                .spawn(listen::accept(listener, proxy.clone(), connections.clone()));
+        }
+        shared.tasks.spawn(report(shared.clone(), fleet.clone()));
+        tasks.spawn(end(shared.clone()));
+        Arc::new(Self {
+            shared,
+            proxy,
+            fleet,
+        })
+    }
+
+    /// Metrics in Prometheus' text form.
+    pub fn metrics(&self) -> String {
+        self.shared.metrics.text()
+    }
+
+    /// Breaks off all requests: for a second signal, or a host that is going down.
+    pub fn stop_now(&self) {
+        self.shared.stop.cancel();
+        self.shared.abort.cancel();
+    }
+
+    /// Serves `host` (lower case, no port) by `handler` on the public listeners, where no Route claims it.
+    pub fn mount_host(&self, host: &str, handler: Arc<dyn HostHandler>) {
+        self.proxy.extra.rcu(|extra| {
+            let mut extra = extra.as_ref().clone();
+            extra.insert(host.to_ascii_lowercase(), handler.clone());
+            extra
+        });
+    }
+}
+
+impl GatewayLink for Gateway {
+    fn programmed(&self, route: RouteId, generation: i64) -> BoxFuture<'static, ()> {
+        self.fleet.clone().programmed(route, generation).boxed()
+    }
+
+    fn retire(
+        &self,
+        revision: RevisionId,
+        count: usize,
+        drain_timeout: Duration,
+    ) -> BoxFuture<'static, Vec<PodId>> {
+        match self.fleet.find(&revision) {
+            Some(revision) => revision.retire(count, drain_timeout).boxed(),
+            None => futures::future::ready(Vec::new()).boxed(),
+        }
+    }
+
+    fn load(&self, revision: &RevisionId) -> usize {
+        self.fleet
+            .find(revision)
+            .map_or(0, |revision| revision.load())
+    }
+}
+
+/// Tells the autoscaler of each second.
+async fn report(shared: Arc<Shared>, fleet: Arc<Fleet>) {
+    let mut seconds = interval(REPORT_INTERVAL);
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while shared
+        .stop
+        .run_until_cancelled(seconds.tick())
+        .await
+        .is_some()
+    {
+        let now = Instant::now();
+        let stats: Vec<Stat> = fleet
+            .all()
+            .iter()
+            .filter_map(|revision| revision.tick(now))
+            .collect();
+        if !stats.is_empty() {
+            shared.autoscaler.report(&stats);
+        }
+        fleet.sweep();
+    }
+}
+
+/// Waits for what runs once the gateway stops, and breaks it off when the grace is over.
+async fn end(shared: Arc<Shared>) {
+    shared.stop.cancelled().await;
+    shared.tasks.close();
+    let drained = async {
+        tokio::select! {
+            () = shared.tasks.wait() => {}
+            () = shared.abort.cancelled() => {}
+        }
+    };
+    if timeout(shared.config.grace, drained).await.is_err() {
+        warn!(grace = ?shared.config.grace, "requests in flight outlast the grace, breaking them off");
+    }
+    shared.abort.cancel();
+    shared.background.close();
+    shared.tasks.wait().await;
+    shared.background.wait().await;
+}

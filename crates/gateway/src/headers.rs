@@ -1,0 +1,341 @@
+//! What a proxy does to header fields.
+//!
+//! Sources: RFC 9110 section 7.6.1 (fields of one hop), RFC 7239 (`Forwarded`), Knative runtime contract (`Host`,
+//! `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Proto`), W3C Trace Context (`traceparent`).
+
+use std::net::IpAddr;
+
+use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use http::{Method, Request, Version, request};
+use parking_lot::Mutex;
+
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// What all requests of one client connection have in common.
+pub struct Peer {
+    address: HeaderValue,
+    for_node: String,
+    proto: &'static str,
+    /// The last host and its `Forwarded` element: nearly all requests of a connection name one host.
+    last: Mutex<Option<(HeaderValue, HeaderValue)>>,
+}
+
+impl Peer {
+    /// A client at `address`.
+    pub fn new(address: IpAddr, tls: bool) -> Self {
+        let address = address.to_canonical();
+        let text = address.to_string();
+        let for_node = if address.is_ipv6() {
+            format!("\"[{text}]\"")
+        } else {
+            text.clone()
+        };
+        let address = HeaderValue::from_str(&text).expect("an address is a valid header value");
+        Self {
+            address,
+            for_node,
+            proto: if tls { "https" } else { "http" },
+            last: Mutex::new(None),
+        }
+    }
+
+    fn forwarded(&self, host: &HeaderValue) -> Option<HeaderValue> {
+        let mut last = self.last.lock();
+        if let Some((of, element)) = last.as_ref().filter(|(of, _)| of == host) {
+            let _ = of;
+            return Some(element.clone());
+        }
+        let host_text = host.to_str().ok()?;
+        let token = host_text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+        let quote = if token { "" } else { "\"" };
+        if host_text.contains(['"', '\\']) {
+            return None;
+        }
+        let text = format!(
+            "for={};host={quote}{host_text}{quote};proto={}",
+            self.for_node, self.proto
+        );
+        let element = HeaderValue::from_str(&text).ok()?;
+        *last = Some((host.clone(), element.clone()));
+        Some(element)
+    }
+}
+
+/// The host that a request is for: the URI's authority before the Host header.
+pub fn authority<B>(request: &Request<B>) -> Option<&[u8]> {
+    match request.uri().authority() {
+        Some(authority) => Some(authority.as_str().as_bytes()),
+        None => request
+            .headers()
+            .get(header::HOST)
+            .map(HeaderValue::as_bytes),
+    }
+}
+
+/// The protocol that the client asks to switch to.
+pub fn upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
+    let protocol = request.headers().get(header::UPGRADE)?;
+    let asked = request.version() == Version::HTTP_11
+        && lists(request.headers(), &header::CONNECTION, "upgrade");
+    // HTTP/2 is spoken on each hop by itself.
+    (asked && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
+}
+
+/// Makes the head that is sent on: no fields of this hop, Host kept, the client named, a trace begun if none is.
+pub fn to_workload(head: &mut request::Parts, peer: &Peer, trace: impl FnOnce() -> [u64; 3]) {
+    let trailers = lists(&head.headers, &header::TE, "trailers");
+    remove_hop_fields(&mut head.headers);
+    if trailers {
+        head.headers
+            .insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(authority) = head.uri.authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        head.headers.insert(header::HOST, host);
+    }
+    if head.uri.authority().is_some() || head.uri.scheme().is_some() {
+        head.uri = origin_form(&head.uri, &head.method);
+    }
+    head.version = Version::HTTP_11;
+    let headers = &mut head.headers;
+    append(headers, X_FORWARDED_FOR, peer.address.clone());
+    if let Some(host) = headers.get(header::HOST).cloned() {
+        if let Some(forwarded) = peer.forwarded(&host) {
+            append(headers, FORWARDED, forwarded);
+        }
+        headers.entry(X_FORWARDED_HOST).or_insert(host);
+    }
+    headers
+        .entry(X_FORWARDED_PROTO)
+        .or_insert(HeaderValue::from_static(peer.proto));
+    if let Entry::Vacant(vacant) = headers.entry(TRACEPARENT) {
+        vacant.insert(traceparent(trace()));
+    }
+}
+
+/// Removes what the workload meant for the gateway only.
+pub fn to_client(headers: &mut HeaderMap) {
+    remove_hop_fields(headers);
+}
+
+/// Turns a head for HTTP/1 into one for HTTP/2: the host becomes the authority.
+pub fn to_http2<B>(request: &mut Request<B>) {
+    let host = request.headers_mut().remove(header::HOST);
+    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(authority.unwrap_or(Authority::from_static("localhost")));
+    parts
+        .path_and_query
+        .get_or_insert(PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from_parts(parts).expect("scheme, authority and path make a URI");
+    *request.version_mut() = Version::HTTP_2;
+}
+
+/// The trace id in a `traceparent`, which serves as the request's id.
+pub fn trace_id(headers: &HeaderMap) -> &str {
+    let text = headers
+        .get(TRACEPARENT)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let id = text.split('-').nth(1).unwrap_or_default();
+    if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
+        id
+    } else {
+        "-"
+    }
+}
+
+/// Whether a list-valued field names `token`.
+pub fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let values = headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .any(|item| item.trim().eq_ignore_ascii_case(token))
+}
+
+fn remove_hop_fields(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            // A client must not be able to strip these from what the workload sees.
+            .filter(|name| {
+                ![header::HOST, X_FORWARDED_FOR, FORWARDED, X_FORWARDED_PROTO].contains(name)
+            })
+            .filter(|name| *name != header::CONTENT_LENGTH)
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    let of_one_hop = [
+        header::CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        header::TE,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ];
+    for name in of_one_hop {
+        headers.remove(name);
+    }
+}
+
+fn append(headers: &mut HeaderMap, name: HeaderName, element: HeaderValue) {
+    match headers.entry(name) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(element);
+        }
+        Entry::Occupied(mut occupied) => {
+            let mut joined = Vec::new();
+            for value in occupied.iter() {
+                joined.extend_from_slice(value.as_bytes());
+                joined.extend_from_slice(b", ");
+            }
+            joined.extend_from_slice(element.as_bytes());
+            let joined = HeaderValue::from_bytes(&joined).unwrap_or(element);
+            occupied.insert(joined);
+        }
+    }
+}
+
+fn origin_form(uri: &Uri, method: &Method) -> Uri {
+    let path = uri
+        .path_and_query()
+        .filter(|path| path.as_str() != "*" || method == Method::OPTIONS);
+    path.cloned().map_or(Uri::from_static("/"), Uri::from)
+}
+
+fn traceparent([high, low, span]: [u64; 3]) -> HeaderValue {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+    let mut write = |at: usize, number: u64| {
+        for digit in 0..16 {
+            text[at + digit] = HEX[(number >> (60 - 4 * digit)) as usize & 15];
+        }
+    };
+    // Neither id may be all zeros.
+    write(3, high);
+    write(19, low | 1);
+    write(36, span | 1);
+    HeaderValue::from_bytes(&text).expect("digits and dashes are a valid header value")
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn check(request: http::request::Builder, want: Expect) {
+        let (mut head, ()) = request.body(()).unwrap().into_parts();
+        let peer = Peer::new("192.0.2.7".parse().unwrap(), false);
+        to_workload(&mut head, &peer, || [0xaaaa, 0x10, 0x20]);
+        let mut lines: Vec<String> = head
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect();
+        lines.sort();
+        want.assert_eq(&format!(
+            "{} {}\n{}\n",
+            head.method,
+            head.uri,
+            lines.join("\n")
+        ));
+    }
+
+    #[test]
+    fn a_plain_request_names_the_client_and_begins_a_trace() {
+        check(
+            Request::builder()
+                .uri("/a?b")
+                .header("host", "hello.ns.localhost:8080"),
+            expect![[r#"
+                GET /a?b
+                forwarded: for=192.0.2.7;host="hello.ns.localhost:8080";proto=http
+                host: hello.ns.localhost:8080
+                traceparent: 00-000000000000aaaa0000000000000011-0000000000000021-00
+                x-forwarded-for: 192.0.2.7
+                x-forwarded-host: hello.ns.localhost:8080
+                x-forwarded-proto: http
+            "#]],
+        );
+    }
+
+    #[test]
+    fn what_came_is_kept_and_fields_of_the_hop_are_not() {
+        check(
+            Request::builder()
+                .uri("http://other.ns/x")
+                .header("host", "lie")
+                .header("connection", "close, X-Hop, x-forwarded-for")
+                .header("x-hop", "1")
+                .header("te", "gzip, trailers")
+                .header("proxy-authorization", "secret")
+                .header("transfer-encoding", "chunked")
+                .header("x-forwarded-for", "198.51.100.1")
+                .header("forwarded", "for=198.51.100.1")
+                .header("x-forwarded-proto", "https")
+                .header(
+                    "traceparent",
+                    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+                ),
+            expect![[r#"
+                GET /x
+                forwarded: for=198.51.100.1, for=192.0.2.7;host=other.ns;proto=http
+                host: other.ns
+                te: trailers
+                traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01
+                x-forwarded-for: 198.51.100.1, 192.0.2.7
+                x-forwarded-host: other.ns
+                x-forwarded-proto: https
+            "#]],
+        );
+    }
+
+    #[test]
+    fn the_last_forwarded_element_is_kept_per_host_and_ipv6_is_quoted() {
+        let peer = Peer::new("2001:db8::1".parse().unwrap(), true);
+        let of = |host: &'static str| peer.forwarded(&HeaderValue::from_static(host)).unwrap();
+        assert_eq!(of("a"), "for=\"[2001:db8::1]\";host=a;proto=https");
+        assert_eq!(of("b"), "for=\"[2001:db8::1]\";host=b;proto=https");
+        assert_eq!(of("b"), of("b"));
+        assert!(peer.forwarded(&HeaderValue::from_static("a\"b")).is_none());
+        assert_eq!(
+            Peer::new("::ffff:192.0.2.7".parse().unwrap(), false).address,
+            "192.0.2.7"
+        );
+    }
+
+    #[test]
+    fn http2_heads_name_the_authority() {
+        let mut request = Request::builder()
+            .uri("/a?b")
+            .header("host", "h:80")
+            .body(())
+            .unwrap();
+        to_http2(&mut request);
+        assert_eq!(request.uri(), "http://h:80/a?b");
+        assert!(request.headers().is_empty());
+    }
+}

@@ -1,0 +1,298 @@
+//! Connections to one instance.
+//!
+//! An HTTP/1 connection has no task of its own: whoever holds it polls it, so that a request, its connection and its
+//! response run in the client connection's task without a change of thread. Idle ones lie in a stack, bounded in
+//! number and age; each is looked at once more before it is used again. An HTTP/2 connection is shared and has a task.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use base::PodId;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use crate::body::RequestBody;
+
+/// A connection that was idle for longer is used only for requests that can be sent again.
+const FRESH: Duration = Duration::from_millis(500);
+
+type Driver = http1::Connection<TokioIo<TcpStream>, RequestBody>;
+
+/// One HTTP/1 connection, and what drives it.
+pub struct Http1 {
+    /// Takes requests.
+    pub sender: http1::SendRequest<RequestBody>,
+    driver: Driver,
+    closed: bool,
+    idle_since: Instant,
+}
+
+impl Http1 {
+    /// Drives the connection as far as it gets.
+    pub fn drive(&mut self, context: &mut Context<'_>) {
+        // The outcome reaches whoever waits for a response; here it only matters that there is no more.
+        if !self.closed && Pin::new(&mut self.driver).poll(context).is_ready() {
+            self.closed = true;
+        }
+    }
+
+    /// Whether another request can be sent.
+    fn is_usable(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        !self.closed && self.sender.is_ready()
+    }
+
+    /// Splits for an upgrade: the connection then runs in a task of its own.
+    pub fn into_parts(self) -> (http1::SendRequest<RequestBody>, Driver) {
+        (self.sender, self.driver)
+    }
+}
+
+/// Why there is no connection to an instance.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The instance has no address yet.
+    #[error("the instance has no address")]
+    NoAddress,
+    /// Refused or unreachable.
+    #[error("connecting to {address} failed")]
+    Io {
+        /// Where to.
+        address: SocketAddr,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// No answer in time.
+    #[error("connecting to {address} took longer than {limit:?}")]
+    Timeout {
+        /// Where to.
+        address: SocketAddr,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The HTTP handshake failed.
+    #[error("the HTTP handshake with {address} failed")]
+    Handshake {
+        /// Where to.
+        address: SocketAddr,
+        /// The cause.
+        source: hyper::Error,
+    },
+}
+
+/// When an instance reached which stage; all as the gateway saw it.
+#[derive(Clone, Copy, Debug)]
+pub struct Stages {
+    /// The pod was there.
+    pub seen: Instant,
+    /// It had an address.
+    pub addressed: Option<Instant>,
+    /// A probe succeeded, for the last time.
+    pub ready: Option<Instant>,
+}
+
+/// One instance as the proxy uses it.
+pub struct Upstream {
+    /// Its pod.
+    pub pod: PodId,
+    /// UID of its pod.
+    pub uid: String,
+    ip: OnceLock<std::net::IpAddr>,
+    /// Whether its node calls the pod ready.
+    pub node_ready: AtomicBool,
+    /// Whether a task probes it.
+    pub probing: AtomicBool,
+    stages: Mutex<Stages>,
+    idle: Mutex<Vec<Box<Http1>>>,
+    shared: tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>,
+}
+
+/// Limits of the connections to one instance.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolLimits {
+    /// Longest time to connect.
+    pub connect_timeout: Duration,
+    /// Most idle connections.
+    pub idle: usize,
+    /// Longest time that a connection is kept idle.
+    pub idle_timeout: Duration,
+}
+
+impl Upstream {
+    /// An instance without an address.
+    pub fn new(pod: PodId, uid: String, now: Instant) -> Arc<Self> {
+        Arc::new(Self {
+            pod,
+            uid,
+            ip: OnceLock::new(),
+            node_ready: AtomicBool::new(false),
+            probing: AtomicBool::new(false),
+            stages: Mutex::new(Stages {
+                seen: now,
+                addressed: None,
+                ready: None,
+            }),
+            idle: Mutex::default(),
+            shared: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Sets the pod's address; the first one counts.
+    pub fn set_address(&self, ip: std::net::IpAddr, now: Instant) {
+        if self.ip.set(ip).is_ok() {
+            self.stages.lock().addressed = Some(now);
+        }
+    }
+
+    /// The pod's address.
+    pub fn ip(&self) -> Option<std::net::IpAddr> {
+        self.ip.get().copied()
+    }
+
+    /// A probe succeeded.
+    pub fn note_ready(&self, now: Instant) {
+        self.stages.lock().ready = Some(now);
+    }
+
+    /// When it reached which stage.
+    pub fn stages(&self) -> Stages {
+        *self.stages.lock()
+    }
+
+    /// Whether the node calls the pod ready.
+    pub fn is_node_ready(&self) -> bool {
+        self.node_ready.load(Ordering::Relaxed)
+    }
+
+    /// A TCP connection.
+    pub async fn dial(&self, port: u16, limit: Duration) -> Result<TcpStream, ConnectError> {
+        let address = SocketAddr::new(self.ip().ok_or(ConnectError::NoAddress)?, port);
+        let stream = match timeout(limit, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(source)) => return Err(ConnectError::Io { address, source }),
+            Err(_) => return Err(ConnectError::Timeout { address, limit }),
+        };
+        // Only latency is at stake.
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+
+    /// An HTTP/1 connection over a TCP connection.
+    pub async fn http1_over(
+        &self,
+        port: u16,
+        stream: TcpStream,
+    ) -> Result<Box<Http1>, ConnectError> {
+        let address = SocketAddr::new(self.ip().ok_or(ConnectError::NoAddress)?, port);
+        let (sender, driver) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| ConnectError::Handshake { address, source })?;
+        Ok(Box::new(Http1 {
+            sender,
+            driver,
+            closed: false,
+            idle_since: Instant::now(),
+        }))
+    }
+
+    /// A new HTTP/1 connection.
+    pub async fn http1(&self, port: u16, limit: Duration) -> Result<Box<Http1>, ConnectError> {
+        let stream = self.dial(port, limit).await?;
+        self.http1_over(port, stream).await
+    }
+
+    /// An idle HTTP/1 connection, and whether it may have gone stale; the request it carries must then be one that can
+    /// be sent again.
+    pub fn reuse(&self, repeatable: bool, limits: &PoolLimits) -> Option<(Box<Http1>, bool)> {
+        let now = Instant::now();
+        let mut idle = self.idle.lock();
+        while let Some(mut connection) = idle.pop() {
+            let age = now.duration_since(connection.idle_since);
+            if age > limits.idle_timeout || (!repeatable && age > FRESH) {
+                // Those below were put back earlier still.
+                if age > limits.idle_timeout {
+                    idle.clear();
+                } else {
+                    idle.push(connection);
+                }
+                return None;
+            }
+            if connection.is_usable() {
+                return Some((connection, age > FRESH));
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection whose response is complete; closes it if it takes no further request.
+    pub fn keep(&self, mut connection: Box<Http1>, limits: &PoolLimits) {
+        if !connection.is_usable() {
+            return;
+        }
+        connection.idle_since = Instant::now();
+        let mut idle = self.idle.lock();
+        if idle.len() < limits.idle {
+            idle.push(connection);
+        }
+    }
+
+    /// Closes the connections that were idle for too long, or all.
+    pub fn close_idle(&self, older_than: Duration) {
+        let now = Instant::now();
+        let old: Vec<Box<Http1>> = {
+            let mut idle = self.idle.lock();
+            let count = idle
+                .iter()
+                .take_while(|c| now.duration_since(c.idle_since) >= older_than)
+                .count();
+            idle.drain(..count).collect()
+        };
+        // Closed here, with the lock given back.
+        drop(old);
+    }
+
+    /// The shared HTTP/2 connection, made on first use; `spawn` runs its task.
+    pub async fn http2(
+        &self,
+        port: u16,
+        limit: Duration,
+        spawn: impl FnOnce(futures::future::BoxFuture<'static, ()>),
+    ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
+        let mut shared = self.shared.lock().await;
+        if let Some(sender) = shared.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let stream = self.dial(port, limit).await?;
+        let address = SocketAddr::new(self.ip().ok_or(ConnectError::NoAddress)?, port);
+        let (sender, driver) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .map_err(|source| ConnectError::Handshake { address, source })?;
+        spawn(Box::pin(async move {
+            // Its requests learn of an error themselves.
+            let _ = driver.await;
+        }));
+        *shared = Some(sender.clone());
+        Ok(sender)
+    }
+}
+
+/// Waits for `response` while driving `connection`, which carries it.
+pub async fn drive_until<F: Future>(connection: &mut Http1, response: F) -> F::Output {
+    let mut response = std::pin::pin!(response);
+    std::future::poll_fn(|context| {
+        connection.drive(context);
+        match response.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(output),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
