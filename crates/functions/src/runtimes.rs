@@ -167,6 +167,19 @@ mod tests {
     }
 
     #[test]
+    fn the_python_runtime_passes_its_own_tests() {
+        let Some(python) = interpreter("python3") else {
+            eprintln!("skipped: no python3 here; sudo apt install python3");
+            return;
+        };
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../runtimes/python");
+        let mut command = Command::new(python);
+        command.args(["-B", "-W", "ignore", "-m", "unittest", "discover", "-s", "tests"]).current_dir(folder);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
     fn every_runtime_of_the_api_has_a_command() {
         for runtime in api::functions::admission::RUNTIMES {
             assert!(command(runtime).is_some(), "{runtime}");
