@@ -1,0 +1,223 @@
+//! `colibri describe`.
+
+use std::fmt::Write;
+
+use api::functions::Function;
+use api::serving::annotations::{CONFIGURATION_LABEL, REVISION_LABEL, SERVICE_LABEL};
+use api::serving::{Revision, Service, TrafficTarget};
+use clap::Args;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+
+use super::access::{Access, Target};
+use super::error::{CliError, print};
+use super::table;
+use super::workload::{Workload, status_text};
+
+/// Arguments of `colibri describe`.
+#[derive(Args, Clone, Debug)]
+pub struct DescribeArgs {
+    /// Function or service
+    name: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// What is shown of one workload.
+struct Seen {
+    workload: Workload,
+    traffic: Vec<TrafficTarget>,
+    revisions: Vec<Revision>,
+    pods: Vec<Pod>,
+}
+
+/// Prints everything about a function or a service.
+pub async fn run(args: DescribeArgs) -> Result<(), CliError> {
+    let access = args.target.open().await?;
+    let workload = Workload::find(&access, &args.name).await?;
+    let seen = look(&access, workload, &args.name).await?;
+    print(&render(&seen, Timestamp::now()));
+    Ok(())
+}
+
+async fn look(access: &Access, workload: Workload, name: &str) -> Result<Seen, CliError> {
+    let (client, namespace) = (access.client.clone(), access.namespace.as_str());
+    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
+    let revisions: Api<Revision> = Api::namespaced(client.clone(), namespace);
+    let pods: Api<Pod> = Api::namespaced(client, namespace);
+    let failed = |what: &'static str| move |error| CliError::api(what, &error);
+    let service = services.get_opt(name).await.map_err(failed("read the service"))?;
+    let of_service = ListParams::default().labels(&format!("{CONFIGURATION_LABEL}={name}"));
+    let mut revisions = revisions.list(&of_service).await.map_err(failed("list revisions"))?.items;
+    revisions.sort_by_key(|revision| std::cmp::Reverse((revision.creation_timestamp().map(|t| t.0), revision.name_any())));
+    let of_service = ListParams::default().labels(&format!("{SERVICE_LABEL}={name}"));
+    let pods = pods.list(&of_service).await.map_err(failed("list pods"))?.items;
+    let traffic = service.and_then(|service| service.status).map(|status| status.traffic).unwrap_or_default();
+    Ok(Seen { workload, traffic, revisions, pods })
+}
+
+fn render(seen: &Seen, now: Timestamp) -> String {
+    let workload = &seen.workload;
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        if !value.is_empty() {
+            let _ = writeln!(text, "{:<12} {value}", format!("{name}:"));
+        }
+    };
+    line("Name", &workload.name());
+    line("Namespace", &workload.namespace());
+    line("Kind", &workload.kind());
+    line("URL", workload.url().unwrap_or_default());
+    line("Version", workload.version().unwrap_or_default());
+    line("Age", &table::age(workload.created(), now));
+    if let Workload::Function(function) = workload {
+        for (name, value) in function_lines(function) {
+            line(name, &value);
+        }
+    }
+    let _ = write!(text, "\nConditions:\n{}", indent(&conditions(workload)));
+    let _ = write!(text, "\nVersions:\n{}", indent(&versions(seen, now)));
+    let _ = write!(text, "\nInstances:\n{}", indent(&instances(&seen.pods, now)));
+    text
+}
+
+fn function_lines(function: &Function) -> Vec<(&'static str, String)> {
+    let spec = &function.spec;
+    let mut lines = vec![
+        ("Handler", spec.handler.clone().unwrap_or_default()),
+        ("Timeout", spec.timeout.clone().unwrap_or_default()),
+    ];
+    if let Some(digest) = function.status.as_ref().and_then(|status| status.build.as_ref()?.digest.clone()) {
+        lines.push(("Code", digest));
+    }
+    if let Some(scaling) = &spec.scaling {
+        let set = serde_json::to_value(scaling).unwrap_or_default();
+        let parts = set.as_object().into_iter().flatten();
+        let part = |(name, value): (&String, &serde_json::Value)| {
+            format!("{name} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+        };
+        lines.push(("Scaling", parts.map(part).collect::<Vec<_>>().join(", ")));
+    }
+    lines
+}
+
+fn conditions(workload: &Workload) -> String {
+    let row = |condition: &api::Condition| {
+        vec![
+            condition.kind.clone(),
+            status_text(condition.status).to_owned(),
+            condition.reason.clone().unwrap_or_default(),
+            condition.message.clone().unwrap_or_default().replace('\n', " | "),
+        ]
+    };
+    let rows: Vec<_> = workload.conditions().iter().map(row).collect();
+    table::render(&["TYPE", "STATUS", "REASON", "MESSAGE"], &rows)
+}
+
+fn versions(seen: &Seen, now: Timestamp) -> String {
+    let row = |revision: &Revision| {
+        let name = revision.name_any();
+        let share: i64 = seen
+            .traffic
+            .iter()
+            .filter(|target| target.revision_name.as_deref() == Some(&name))
+            .filter_map(|target| target.percent)
+            .sum();
+        let conditions = revision.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let ready = conditions.iter().find(|condition| condition.kind == api::conditions::READY);
+        let running = |pod: &&Pod| pod.labels().get(REVISION_LABEL) == Some(&name);
+        vec![
+            name.clone(),
+            if share > 0 { format!("{share}%") } else { String::new() },
+            ready.map_or("Unknown", |ready| status_text(ready.status)).to_owned(),
+            seen.pods.iter().filter(running).count().to_string(),
+            table::age(revision.creation_timestamp().map(|time| time.0), now),
+            ready.and_then(|ready| ready.reason.clone()).unwrap_or_default(),
+        ]
+    };
+    let rows: Vec<_> = seen.revisions.iter().map(row).collect();
+    table::render(&["NAME", "TRAFFIC", "READY", "INSTANCES", "AGE", "REASON"], &rows)
+}
+
+fn instances(pods: &[Pod], now: Timestamp) -> String {
+    if pods.is_empty() {
+        return "none; the next request starts one\n".to_owned();
+    }
+    let row = |pod: &Pod| {
+        let status = pod.status.as_ref();
+        vec![
+            pod.name_any(),
+            status.and_then(|status| status.phase.clone()).unwrap_or_default(),
+            status.and_then(|status| status.pod_ip.clone()).unwrap_or_default(),
+            table::age(pod.creation_timestamp().map(|time| time.0), now),
+        ]
+    };
+    table::render(&["NAME", "PHASE", "ADDRESS", "AGE"], &pods.iter().map(row).collect::<Vec<_>>())
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object<K: serde::de::DeserializeOwned>(value: serde_json::Value) -> K {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_function_that_failed_once() {
+        let function = serde_json::json!({
+            "metadata": {"name": "greet", "namespace": "default", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"runtime": "python", "handler": "main.handle", "scaling": {"max": 3, "idle": "60s"}},
+            "status": {
+                "url": "http://greet.default.localhost:8080", "version": "greet-00001",
+                "conditions": [{"type": "RevisionReady", "status": "False", "reason": "ExitCode1", "message": "main.py:1: SyntaxError: x\n    y"}],
+            },
+        });
+        let revision = |name: &str, status: &str| {
+            serde_json::json!({
+                "metadata": {"name": name, "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {},
+                "status": {"conditions": [{"type": "Ready", "status": status}]},
+            })
+        };
+        let pod = serde_json::json!({
+            "metadata": {"name": "p", "labels": {REVISION_LABEL: "greet-00001"}, "creationTimestamp": "2026-01-01T00:00:30Z"},
+            "status": {"phase": "Running", "podIP": "10.0.0.2"},
+        });
+        let seen = Seen {
+            workload: Workload::Function(object(function)),
+            traffic: vec![TrafficTarget { revision_name: Some("greet-00001".into()), percent: Some(100), ..Default::default() }],
+            revisions: vec![object(revision("greet-00002", "False")), object(revision("greet-00001", "True"))],
+            pods: vec![object(pod)],
+        };
+        expect_test::expect![[r#"
+            Name:        greet
+            Namespace:   default
+            Kind:        function (python)
+            URL:         http://greet.default.localhost:8080
+            Version:     greet-00001
+            Age:         1m
+            Handler:     main.handle
+            Scaling:     idle 60s, max 3
+
+            Conditions:
+              TYPE            STATUS   REASON      MESSAGE
+              RevisionReady   False    ExitCode1   main.py:1: SyntaxError: x |     y
+
+            Versions:
+              NAME          TRAFFIC   READY   INSTANCES   AGE   REASON
+              greet-00002             False   0           1m
+              greet-00001   100%      True    1           1m
+
+            Instances:
+              NAME   PHASE     ADDRESS    AGE
+              p      Running   10.0.0.2   30s
+        "#]]
+        .assert_eq(&render(&seen, "2026-01-01T00:01:00Z".parse().unwrap()));
+    }
+}

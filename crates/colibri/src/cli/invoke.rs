@@ -1,0 +1,261 @@
+//! `colibri invoke`.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use bytes::Bytes;
+use clap::Args;
+use http_body_util::BodyExt;
+use url::Url;
+
+use super::access::Target;
+use super::error::{CliError, causes, print, print_bytes};
+use super::http::{self, Call};
+use super::workload::Workload;
+
+/// Arguments of `colibri invoke`.
+#[derive(Args, Clone, Debug)]
+pub struct InvokeArgs {
+    /// Function or service
+    name: String,
+    /// Method [default: GET, with data POST]
+    #[arg(long, short = 'X')]
+    method: Option<String>,
+    /// Header, as NAME: VALUE; may be given several times
+    #[arg(long = "header", short = 'H', value_name = "HEADER", value_parser = parse_header)]
+    headers: Vec<(HeaderName, HeaderValue)>,
+    /// Body
+    #[arg(long, short, conflicts_with = "data_file")]
+    data: Option<String>,
+    /// File with the body; - is standard input
+    #[arg(long, value_name = "FILE")]
+    data_file: Option<PathBuf>,
+    /// Path and query
+    #[arg(long, short, default_value = "/")]
+    path: String,
+    /// Print the answer's headers too
+    #[arg(long, short)]
+    include: bool,
+    /// Print nothing but the answer's body
+    #[arg(long, short)]
+    quiet: bool,
+    /// Longest wait for the answer, in seconds
+    #[arg(long, default_value_t = 600)]
+    timeout: u64,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Calls a function or service and prints status, time, cold or warm, and the body.
+pub async fn run(args: InvokeArgs) -> Result<(), CliError> {
+    let call = request(&args)?;
+    let access = args.target.open().await?;
+    let workload = Workload::find(&access, &args.name).await?;
+    let Some(url) = workload.url() else {
+        let (_, reason) = workload.ready();
+        return Err(CliError::new(format!(
+            "{} has no URL yet ({reason}); colibri describe {} tells why",
+            args.name, args.name
+        )));
+    };
+    let place = place(url, access.gateway.as_deref())?;
+    let started = Instant::now();
+    let limit = Duration::from_secs(args.timeout);
+    let sent = http::call(&place.address, Call { host: place.host, ..call });
+    let late = || CliError::new(format!("{} gave no answer within {}s", args.name, limit.as_secs()));
+    let mut answer = tokio::time::timeout(limit, sent).await.map_err(|_| late())??;
+    let took = started.elapsed();
+    if !args.quiet {
+        let timing = answer.headers.get("server-timing").and_then(|value| value.to_str().ok());
+        print(&format!("{}\n", summary(answer.status, took, timing)));
+    }
+    if args.include {
+        for (name, value) in &answer.headers {
+            print(&format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
+        }
+        print("\n");
+    }
+    while let Some(frame) = answer.body.frame().await {
+        let frame = frame.map_err(|error| CliError::new(format!("the answer broke off: {}", causes(&error))))?;
+        if let Some(data) = frame.data_ref() {
+            print_bytes(data);
+        }
+    }
+    let failed = answer.status.is_client_error() || answer.status.is_server_error();
+    if failed { Err(CliError { message: String::new(), code: 4 }) } else { Ok(()) }
+}
+
+fn request(args: &InvokeArgs) -> Result<Call, CliError> {
+    let body = match (&args.data, &args.data_file) {
+        (Some(data), _) => Some(Bytes::from(data.clone().into_bytes())),
+        (None, Some(file)) => Some(read(file)?),
+        (None, None) => None,
+    };
+    let default = if body.is_some() { "POST" } else { "GET" };
+    let text = args.method.as_deref().unwrap_or(default);
+    let method = Method::from_bytes(text.to_ascii_uppercase().as_bytes());
+    let method = method.map_err(|_| CliError { message: format!("{text:?} is not a method"), code: 2 })?;
+    let mut headers = HeaderMap::new();
+    for (name, value) in &args.headers {
+        headers.append(name, value.clone());
+    }
+    let body = body.unwrap_or_default();
+    if !body.is_empty() && !headers.contains_key("content-type") {
+        headers.insert("content-type", HeaderValue::from_static(guess(&body)));
+    }
+    let path = if args.path.starts_with('/') { args.path.clone() } else { format!("/{}", args.path) };
+    Ok(Call { method, host: String::new(), path, headers, body })
+}
+
+/// JSON is sent as JSON.
+fn guess(body: &[u8]) -> &'static str {
+    match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
+        Ok(_) => "application/json",
+        Err(_) => "text/plain; charset=utf-8",
+    }
+}
+
+fn read(file: &PathBuf) -> Result<Bytes, CliError> {
+    let read = if file.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::stdin(), &mut bytes).map(|_| bytes)
+    } else {
+        std::fs::read(file)
+    };
+    read.map(Bytes::from).map_err(|error| CliError::new(format!("{} cannot be read: {error}", file.display())))
+}
+
+fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("write it as NAME: VALUE")?;
+    let name = HeaderName::try_from(name.trim()).map_err(|error| error.to_string())?;
+    let value = HeaderValue::try_from(value.trim()).map_err(|error| error.to_string())?;
+    Ok((name, value))
+}
+
+/// Where to connect, and as which host.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    address: String,
+    host: String,
+}
+
+/// The gateway's own address where it is known, so that no DNS is needed; else what the URL says.
+fn place(url: &str, gateway: Option<&str>) -> Result<Place, CliError> {
+    let unusable = || CliError::new(format!("the URL {url:?} cannot be used"));
+    let parsed = Url::parse(url).map_err(|_| unusable())?;
+    let host = parsed.host_str().ok_or_else(unusable)?.to_owned();
+    let port = parsed.port_or_known_default().unwrap_or(80);
+    let own = gateway.and_then(|gateway| Url::parse(gateway).ok());
+    let own = own.and_then(|own| Some(format!("{}:{}", own.host_str()?, own.port_or_known_default()?)));
+    // RFC 6761, section 6.3: names below localhost mean this machine.
+    let name = if host == "localhost" || host.ends_with(".localhost") { "127.0.0.1" } else { &host };
+    let address = own.unwrap_or_else(|| format!("{name}:{port}"));
+    let host = parsed.port().map_or_else(|| host.clone(), |port| format!("{host}:{port}"));
+    Ok(Place { address, host })
+}
+
+/// A curl command that works as it stands: curl itself resolves names below localhost.
+pub fn curl_line(url: &str, gateway: Option<&str>) -> String {
+    let host = Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
+    match gateway {
+        Some(gateway) if host != "localhost" && !host.ends_with(".localhost") && !host.is_empty() => {
+            format!("curl -H 'Host: {host}' {}/", gateway.trim_end_matches('/'))
+        }
+        _ => format!("curl {}/", url.trim_end_matches('/')),
+    }
+}
+
+/// `200 OK in 41.2 ms, cold (schedule 1.0 ms, start 12.1 ms, probe 20.3 ms, app 2.0 ms)`.
+fn summary(status: ::http::StatusCode, took: Duration, timing: Option<&str>) -> String {
+    let reason = status.canonical_reason().unwrap_or_default();
+    let took = format!("{} {reason} in {:.1} ms", status.as_u16(), took.as_secs_f64() * 1000.0);
+    let Some(timing) = timing else { return took };
+    let entries: Vec<&str> = timing.split(',').map(str::trim).collect();
+    if !entries.iter().any(|entry| entry.split(';').next() == Some("cold")) {
+        return format!("{took}, warm");
+    }
+    let stage = |entry: &&str| {
+        let (name, rest) = entry.split_once(';')?;
+        let milliseconds: f64 = rest.split(';').find_map(|part| part.trim().strip_prefix("dur="))?.parse().ok()?;
+        ["schedule", "start", "probe", "app"].contains(&name).then(|| format!("{name} {milliseconds:.1} ms"))
+    };
+    let stages: Vec<String> = entries.iter().filter_map(stage).collect();
+    if stages.is_empty() { format!("{took}, cold") } else { format!("{took}, cold ({})", stages.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: InvokeArgs,
+    }
+
+    fn parse(words: &[&str]) -> Call {
+        let line = Line::try_parse_from(["invoke", "name"].iter().chain(words)).unwrap();
+        request(&line.args).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    #[test]
+    fn the_request_is_what_the_flags_say() {
+        let call = parse(&[]);
+        assert_eq!((call.method, call.path.as_str(), call.body.len()), (Method::GET, "/", 0));
+        let call = parse(&["-d", "{\"a\": 1}"]);
+        assert_eq!((call.method, call.headers["content-type"].to_str().unwrap()), (Method::POST, "application/json"));
+        let call = parse(&["-d", "text", "-X", "put", "-H", "X-A: 1", "-H", "x-a:2", "--path", "b?c=d"]);
+        assert_eq!((call.method, call.path.as_str()), (Method::PUT, "/b?c=d"));
+        assert_eq!(call.headers.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(call.headers["content-type"], "text/plain; charset=utf-8");
+    }
+
+    #[test]
+    fn wrong_flags_are_refused() {
+        for words in [vec!["-H", "no colon"], vec!["-H", "a b: c"], vec!["-d", "a", "--data-file", "b"]] {
+            assert!(Line::try_parse_from(["invoke", "name"].iter().chain(&words)).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn no_name_has_to_be_resolved() {
+        let rows = [
+            ("http://a.b.localhost:8080", Some("http://127.0.0.1:18080"), "127.0.0.1:18080", "a.b.localhost:8080"),
+            ("http://a.b.localhost:8080", None, "127.0.0.1:8080", "a.b.localhost:8080"),
+            ("http://a.b.example.com", None, "a.b.example.com:80", "a.b.example.com"),
+        ];
+        for (url, gateway, address, host) in rows {
+            let expected = Place { address: address.to_owned(), host: host.to_owned() };
+            assert_eq!(place(url, gateway).unwrap(), expected, "{url}");
+        }
+        assert!(place("no url", None).is_err());
+    }
+
+    #[test]
+    fn the_curl_line_works_without_dns() {
+        let gateway = Some("http://127.0.0.1:8080");
+        assert_eq!(curl_line("http://a.b.localhost:8080", gateway), "curl http://a.b.localhost:8080/");
+        assert_eq!(curl_line("http://a.b.my.org", gateway), "curl -H 'Host: a.b.my.org' http://127.0.0.1:8080/");
+    }
+
+    #[test]
+    fn the_summary_tells_cold_from_warm() {
+        let took = Duration::from_micros(41_230);
+        let ok = ::http::StatusCode::OK;
+        let rows = [
+            (None, "200 OK in 41.2 ms"),
+            (Some("route;dur=0.1, queue;dur=0.2, app;dur=3.0"), "200 OK in 41.2 ms, warm"),
+            (
+                Some("route;dur=0, queue;dur=42, cold, schedule;dur=2.04, start;dur=18, probe;dur=21, app;dur=8"),
+                "200 OK in 41.2 ms, cold (schedule 2.0 ms, start 18.0 ms, probe 21.0 ms, app 8.0 ms)",
+            ),
+            (Some("cold"), "200 OK in 41.2 ms, cold"),
+        ];
+        for (timing, expected) in rows {
+            assert_eq!(summary(ok, took, timing), expected);
+        }
+    }
+}

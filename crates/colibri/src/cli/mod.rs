@@ -1,0 +1,85 @@
+//! The commands that talk to a running platform.
+//!
+//! | Exit code | Meaning                                                     |
+//! |-----------|-------------------------------------------------------------|
+//! | 0         | done                                                        |
+//! | 1         | it failed; one sentence on standard error says why and what cures it |
+//! | 2         | the command line is wrong                                   |
+//! | 3         | no platform answers                                         |
+//! | 4         | `invoke`: the answer's status is 400 or more                |
+//!
+//! None of them needs DNS: the gateway's address comes from the platform's own files.
+
+pub mod access;
+mod delete;
+mod deploy;
+mod describe;
+mod doctor;
+mod error;
+mod http;
+mod image;
+mod invoke;
+mod kubeconfig;
+mod list;
+mod logs;
+mod table;
+mod workload;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+/// Commands that talk to a running platform.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Deploy a function from a folder or a file, and wait until it is ready
+    Deploy(deploy::DeployArgs),
+    /// List functions and Knative services
+    List(list::ListArgs),
+    /// Show everything about a function or a service
+    Describe(describe::DescribeArgs),
+    /// Call a function or a service
+    Invoke(invoke::InvokeArgs),
+    /// Show the logs of a function's or a service's instances
+    Logs(logs::LogsArgs),
+    /// Delete functions or services
+    Delete(delete::DeleteArgs),
+    /// Load, list and pack container images
+    Image(image::ImageArgs),
+    /// Print the administrator's kubeconfig
+    Kubeconfig(kubeconfig::KubeconfigArgs),
+    /// Check this machine and the platform on it
+    Doctor(doctor::DoctorArgs),
+    /// Print the version
+    Version,
+}
+
+/// Runs a command to its end and prints its error.
+pub async fn run(command: Command) -> ExitCode {
+    // An error means that a provider is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let result = match command {
+        Command::Deploy(args) => deploy::run(args).await,
+        Command::List(args) => list::run(args).await,
+        Command::Describe(args) => describe::run(args).await,
+        Command::Invoke(args) => invoke::run(args).await,
+        Command::Logs(args) => logs::run(args).await,
+        Command::Delete(args) => delete::run(args).await,
+        Command::Image(args) => image::run(args).await,
+        Command::Kubeconfig(args) => kubeconfig::run(&args),
+        Command::Doctor(args) => doctor::run(args).await,
+        Command::Version => {
+            error::print(&format!("colibri {}\n", env!("CARGO_PKG_VERSION")));
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if !error.message.is_empty() {
+                eprintln!("error: {}", error.message);
+            }
+            ExitCode::from(error.code)
+        }
+    }
+}
