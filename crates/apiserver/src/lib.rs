@@ -4,6 +4,7 @@
 //! that it is durable; reads and watches never touch the disk.
 
 pub mod kinds;
+pub mod openapi;
 pub mod quote;
 pub mod resource;
 

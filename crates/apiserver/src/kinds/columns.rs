@@ -12,11 +12,36 @@ use crate::resource::{Column, Columns};
 /// Cells of one object; the name and the age are added around them where the kind says so.
 pub type Cells = fn(&Value, Timestamp) -> Vec<Value>;
 
-/// A head: name, type, priority, description.
-pub type Head = (&'static str, &'static str, i32, &'static str);
+/// Where the description of a column comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Doc {
+    /// It is given here.
+    Own(&'static str),
+    /// It is that of a field: type and field name.
+    Of(&'static str, &'static str),
+}
 
-const NAME: Head = ("Name", "string", 0, "name of the object");
-const AGE: Head = ("Age", "string", 0, "time since the object was created");
+impl Doc {
+    /// That of an object's name.
+    pub const NAME: Self = Self::Of("meta.v1.ObjectMeta", "name");
+    /// That of an object's creation time.
+    pub const AGE: Self = Self::Of("meta.v1.ObjectMeta", "creationTimestamp");
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Own(text) => text,
+            Self::Of(kind, field) => crate::openapi::field_description(kind, field),
+        }
+    }
+}
+
+/// A head: name, type, priority, description.
+pub type Head = (&'static str, &'static str, i32, Doc);
+
+/// The column of the name.
+pub const NAME: Head = ("Name", "string", 0, Doc::NAME);
+/// The column of the age.
+pub const AGE: Head = ("Age", "string", 0, Doc::AGE);
 
 /// Columns from heads and a function.
 pub fn columns(heads: &[Head], cells: Cells) -> Columns {
@@ -26,7 +51,7 @@ pub fn columns(heads: &[Head], cells: Cells) -> Columns {
             name: Cow::Borrowed(name),
             type_: Cow::Borrowed(type_),
             format: Cow::Borrowed(if *name == "Name" { "name" } else { "" }),
-            description: Cow::Borrowed(description),
+            description: Cow::Borrowed(description.text()),
             priority: *priority,
         })
         .collect();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::columns;
+use super::pod;
 use super::json::{at, text};
 use super::{Builtin, Rules};
 use crate::resource::{
@@ -194,6 +195,8 @@ fn core() -> Vec<Row> {
                 ("resize", "", &["get", "patch", "update"]),
             ],
             fields: POD_FIELDS,
+            columns: pod::columns,
+            rules: pod::RULES,
             ..core("Pod", "pods")
         },
         core("PodTemplate", "podtemplates"),

@@ -7,6 +7,7 @@ mod columns;
 mod json;
 mod list;
 mod names;
+mod pod;
 pub mod quantity;
 pub mod schema;
 
