@@ -97,9 +97,7 @@ impl Failure {
     pub fn side(&self) -> Side {
         match self {
             Self::NoHost | Self::NoRoute | Self::BodyTooLong { .. } | Self::Connect => Side::Client,
-            Self::NoRevision | Self::QueueFull | Self::QueueTimeout { .. } | Self::Stopping => {
-                Side::Platform
-            }
+            Self::NoRevision | Self::QueueFull | Self::QueueTimeout { .. } | Self::Stopping => Side::Platform,
             Self::Unreachable | Self::Broken | Self::Timeout { .. } => Side::Workload,
         }
     }
@@ -117,17 +115,10 @@ impl Failure {
         };
         let mut response = Response::new(ResponseBody::text(Bytes::from(text)));
         *response.status_mut() = status;
-        let kind = if json {
-            "application/json"
-        } else {
-            "text/plain; charset=utf-8"
-        };
+        let kind = if json { "application/json" } else { "text/plain; charset=utf-8" };
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        headers.insert(
-            "x-content-type-options",
-            HeaderValue::from_static("nosniff"),
-        );
+        headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
         if matches!(self, Self::QueueFull | Self::Stopping) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -136,13 +127,8 @@ impl Failure {
 }
 
 fn accepts_json(headers: &HeaderMap) -> bool {
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    accept
-        .split(',')
-        .any(|range| range.split(';').next().unwrap_or_default().trim() == "application/json")
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    accept.split(',').any(|range| range.split(';').next().unwrap_or_default().trim() == "application/json")
 }
 
 #[cfg(test)]
@@ -161,15 +147,10 @@ mod tests {
     #[tokio::test]
     async fn answers_name_the_side_in_the_form_that_is_asked_for() {
         let limit = Duration::from_secs(3);
-        let text =
-            "request timeout: the service gave no answer within 3s (workload error, request f00)\n";
+        let text = "request timeout: the service gave no answer within 3s (workload error, request f00)\n";
         check(Failure::Timeout { limit }, "*/*", text).await;
-        let json = "{\"error\":\"pending request queue full\",\"requestId\":\"f00\",\"side\":\"platform\",\"status\":503}\n";
-        check(
-            Failure::QueueFull,
-            "text/html, application/json;q=0.9",
-            json,
-        )
-        .await;
+        let json =
+            "{\"error\":\"pending request queue full\",\"requestId\":\"f00\",\"side\":\"platform\",\"status\":503}\n";
+        check(Failure::QueueFull, "text/html, application/json;q=0.9", json).await;
     }
 }

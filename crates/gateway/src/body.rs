@@ -47,20 +47,12 @@ pub struct RequestBody {
 impl RequestBody {
     /// No body.
     pub fn empty() -> Self {
-        Self {
-            inner: None,
-            left: None,
-            limit_bytes: 0,
-        }
+        Self { inner: None, left: None, limit_bytes: 0 }
     }
 
     /// The client's body, with a limit.
     pub fn new(inner: Incoming, limit_bytes: Option<u64>) -> Self {
-        Self {
-            inner: Some(inner),
-            left: limit_bytes,
-            limit_bytes: limit_bytes.unwrap_or_default(),
-        }
+        Self { inner: Some(inner), left: limit_bytes, limit_bytes: limit_bytes.unwrap_or_default() }
     }
 }
 
@@ -68,10 +60,7 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(inner) = &mut self.inner else {
             return Poll::Ready(None);
         };
@@ -84,9 +73,7 @@ impl Body for RequestBody {
             match left.checked_sub(data.len() as u64) {
                 Some(rest) => self.left = Some(rest),
                 None => {
-                    return Poll::Ready(Some(Err(BodyError::TooLong {
-                        limit_bytes: self.limit_bytes,
-                    })));
+                    return Poll::Ready(Some(Err(BodyError::TooLong { limit_bytes: self.limit_bytes })));
                 }
             }
         }
@@ -98,9 +85,7 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
@@ -136,15 +121,10 @@ impl Body for ResponseBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Self::Flow(flow) => flow
-                .poll(cx)
-                .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            Self::Flow(flow) => flow.poll(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into))),
             Self::Other(body) => Pin::new(body).poll_frame(cx),
         }
     }
@@ -159,9 +139,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Text(text) => {
-                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
-            }
+            Self::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
             Self::Flow(flow) => flow.incoming.size_hint(),
             Self::Other(body) => body.size_hint(),
         }
@@ -193,17 +171,7 @@ impl Flow {
         deadline: Instant,
         idle_timeout: Option<Duration>,
     ) -> Self {
-        Self {
-            incoming,
-            connection,
-            slot,
-            shared,
-            status,
-            deadline,
-            idle_timeout,
-            timer: None,
-            ended: false,
-        }
+        Self { incoming, connection, slot, shared, status, deadline, idle_timeout, timer: None, ended: false }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -220,9 +188,7 @@ impl Flow {
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let (Some(timer), Some(idle)) = (&mut self.timer, self.idle_timeout) {
-                    timer
-                        .as_mut()
-                        .reset(self.deadline.min(Instant::now() + idle));
+                    timer.as_mut().reset(self.deadline.min(Instant::now() + idle));
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -243,10 +209,7 @@ impl Flow {
     /// length was announced is broken off.
     ///
     /// Source: Knative Serving, `pkg/http/handler/timeout.go`.
-    fn poll_timer(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let (deadline, idle) = (self.deadline, self.idle_timeout);
         let timer = self.timer.get_or_insert_with(|| {
             let first = idle.map_or(deadline, |idle| deadline.min(Instant::now() + idle));
@@ -258,9 +221,7 @@ impl Flow {
         if self.incoming.size_hint().exact().is_some() {
             return Poll::Ready(Some(Err(BodyError::Timeout)));
         }
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(
-            b"request timeout",
-        )))))
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"request timeout")))))
     }
 }
 

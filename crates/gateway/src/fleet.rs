@@ -48,17 +48,11 @@ impl Fleet {
             untidy: AtomicBool::new(false),
         });
         let this = fleet.clone();
-        caches
-            .of::<RevisionObject>()
-            .subscribe(move |change| this.revision_changed(change));
+        caches.of::<RevisionObject>().subscribe(move |change| this.revision_changed(change));
         let this = fleet.clone();
-        caches
-            .of::<Route>()
-            .subscribe(move |change| this.route_changed(change));
+        caches.of::<Route>().subscribe(move |change| this.route_changed(change));
         let this = fleet.clone();
-        caches
-            .of::<Pod>()
-            .subscribe(move |change| this.pod_changed(change));
+        caches.of::<Pod>().subscribe(move |change| this.pod_changed(change));
         fleet
     }
 
@@ -110,16 +104,10 @@ impl Fleet {
 
     fn is_routed(&self, route: &RouteId, generation: i64) -> bool {
         let routed = self.routed.read();
-        let Some(routed) = routed
-            .get(route)
-            .filter(|routed| routed.generation >= generation)
-        else {
+        let Some(routed) = routed.get(route).filter(|routed| routed.generation >= generation) else {
             return false;
         };
-        let known = |id| {
-            self.find(id)
-                .is_some_and(|revision| revision.settings.load().is_some())
-        };
+        let known = |id| self.find(id).is_some_and(|revision| revision.settings.load().is_some());
         routed.revisions.iter().all(known)
     }
 
@@ -129,8 +117,7 @@ impl Fleet {
         if settings.is_none() {
             self.untidy.store(true, Ordering::Relaxed);
         }
-        self.revision(&RevisionId::new(namespace, name))
-            .configure(settings);
+        self.revision(&RevisionId::new(namespace, name)).configure(settings);
         self.changes.send_replace(());
     }
 
@@ -138,25 +125,13 @@ impl Fleet {
         let ObjectKey { namespace, name } = change.key();
         let id = RouteId::new(namespace, name);
         let claims = change.new.as_deref().map(hosts_of).unwrap_or_default();
-        self.proxy
-            .table
-            .set(&id, &claims, |revision| self.revision(revision));
-        let routed = change
-            .new
-            .as_deref()
-            .and_then(|route| route.status.as_ref())
-            .filter(|s| s.url.is_some());
+        self.proxy.table.set(&id, &claims, |revision| self.revision(revision));
+        let routed = change.new.as_deref().and_then(|route| route.status.as_ref()).filter(|s| s.url.is_some());
         match routed.and_then(|status| status.observed_generation) {
             Some(generation) => {
                 let targets = claims.iter().flat_map(|claim| &claim.targets.shares);
                 let revisions = targets.map(|(_, revision)| revision.clone()).collect();
-                self.routed.write().insert(
-                    id,
-                    Routed {
-                        generation,
-                        revisions,
-                    },
-                );
+                self.routed.write().insert(id, Routed { generation, revisions });
             }
             None => {
                 self.routed.write().remove(&id);
@@ -167,33 +142,24 @@ impl Fleet {
 
     fn pod_changed(&self, change: &Change<Pod>) {
         let pod = change.object();
-        let (Some(revision), Some(namespace)) = (pod.labels().get(REVISION_LABEL), pod.namespace())
-        else {
+        let (Some(revision), Some(namespace)) = (pod.labels().get(REVISION_LABEL), pod.namespace()) else {
             return;
         };
         if change.new.is_none() {
             self.untidy.store(true, Ordering::Relaxed);
         }
-        self.revision(&RevisionId::new(&namespace, revision))
-            .observe(seen(pod, change.new.is_none()));
+        self.revision(&RevisionId::new(&namespace, revision)).observe(seen(pod, change.new.is_none()));
     }
 }
 
 fn seen(pod: &Pod, deleted: bool) -> PodSeen {
     let status = pod.status.as_ref();
-    let ended = status
-        .and_then(|s| s.phase.as_deref())
-        .is_some_and(|phase| ["Succeeded", "Failed"].contains(&phase));
-    let mut conditions = status
-        .and_then(|s| s.conditions.as_ref())
-        .into_iter()
-        .flatten();
+    let ended = status.and_then(|s| s.phase.as_deref()).is_some_and(|phase| ["Succeeded", "Failed"].contains(&phase));
+    let mut conditions = status.and_then(|s| s.conditions.as_ref()).into_iter().flatten();
     PodSeen {
         pod: PodId::new(pod.namespace().unwrap_or_default(), pod.name_any()),
         uid: pod.uid().unwrap_or_default(),
-        ip: status
-            .and_then(|s| s.pod_ip.as_deref())
-            .and_then(|ip| ip.parse().ok()),
+        ip: status.and_then(|s| s.pod_ip.as_deref()).and_then(|ip| ip.parse().ok()),
         deleting: pod.metadata.deletion_timestamp.is_some(),
         gone: deleted || ended,
         ready: conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True"),

@@ -53,9 +53,7 @@ impl Gateway {
             idle: config.idle_connections,
             idle_timeout: config.idle_connection_timeout,
         };
-        let connections = Arc::new(Semaphore::new(
-            config.connection_limit.min(Semaphore::MAX_PERMITS),
-        ));
+        let connections = Arc::new(Semaphore::new(config.connection_limit.min(Semaphore::MAX_PERMITS)));
         let shared = Arc::new(Shared {
             random: Random::new(config.seed),
             pool,
@@ -68,27 +66,17 @@ impl Gateway {
             probes: AtomicU64::new(0),
             config,
         });
-        let proxy = Arc::new(Proxy {
-            shared: shared.clone(),
-            table: Table::new(),
-            extra: ArcSwap::default(),
-        });
+        let proxy = Arc::new(Proxy { shared: shared.clone(), table: Table::new(), extra: ArcSwap::default() });
         let fleet = Fleet::start(shared.clone(), proxy.clone(), &caches);
         for listener in listeners {
             if let Ok(address) = listener.socket.local_addr() {
                 info!(%address, "gateway listens");
             }
-            shared
-                .tasks
-                .spawn(listen::accept(listener, proxy.clone(), connections.clone()));
+            shared.tasks.spawn(listen::accept(listener, proxy.clone(), connections.clone()));
         }
         shared.tasks.spawn(report(shared.clone(), fleet.clone()));
         tasks.spawn(end(shared.clone()));
-        Arc::new(Self {
-            shared,
-            proxy,
-            fleet,
-        })
+        Arc::new(Self { shared, proxy, fleet })
     }
 
     /// Metrics in Prometheus' text form.
@@ -100,6 +88,11 @@ impl Gateway {
     pub fn stop_now(&self) {
         self.shared.stop.cancel();
         self.shared.abort.cancel();
+    }
+
+    /// Instances of a revision that are starting or in rotation.
+    pub fn instances(&self, revision: &RevisionId) -> usize {
+        self.fleet.find(revision).map_or(0, |revision| revision.active())
     }
 
     /// Serves `host` (lower case, no port) by `handler` on the public listeners, where no Route claims it.
@@ -117,12 +110,7 @@ impl GatewayLink for Gateway {
         self.fleet.clone().programmed(route, generation).boxed()
     }
 
-    fn retire(
-        &self,
-        revision: RevisionId,
-        count: usize,
-        drain_timeout: Duration,
-    ) -> BoxFuture<'static, Vec<PodId>> {
+    fn retire(&self, revision: RevisionId, count: usize, drain_timeout: Duration) -> BoxFuture<'static, Vec<PodId>> {
         match self.fleet.find(&revision) {
             Some(revision) => revision.retire(count, drain_timeout).boxed(),
             None => futures::future::ready(Vec::new()).boxed(),
@@ -130,9 +118,7 @@ impl GatewayLink for Gateway {
     }
 
     fn load(&self, revision: &RevisionId) -> usize {
-        self.fleet
-            .find(revision)
-            .map_or(0, |revision| revision.load())
+        self.fleet.find(revision).map_or(0, |revision| revision.load())
     }
 }
 
@@ -140,18 +126,9 @@ impl GatewayLink for Gateway {
 async fn report(shared: Arc<Shared>, fleet: Arc<Fleet>) {
     let mut seconds = interval(REPORT_INTERVAL);
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while shared
-        .stop
-        .run_until_cancelled(seconds.tick())
-        .await
-        .is_some()
-    {
+    while shared.stop.run_until_cancelled(seconds.tick()).await.is_some() {
         let now = Instant::now();
-        let stats: Vec<Stat> = fleet
-            .all()
-            .iter()
-            .filter_map(|revision| revision.tick(now))
-            .collect();
+        let stats: Vec<Stat> = fleet.all().iter().filter_map(|revision| revision.tick(now)).collect();
         if !stats.is_empty() {
             shared.autoscaler.report(&stats);
         }

@@ -32,18 +32,9 @@ impl Peer {
     pub fn new(address: IpAddr, tls: bool) -> Self {
         let address = address.to_canonical();
         let text = address.to_string();
-        let for_node = if address.is_ipv6() {
-            format!("\"[{text}]\"")
-        } else {
-            text.clone()
-        };
+        let for_node = if address.is_ipv6() { format!("\"[{text}]\"") } else { text.clone() };
         let address = HeaderValue::from_str(&text).expect("an address is a valid header value");
-        Self {
-            address,
-            for_node,
-            proto: if tls { "https" } else { "http" },
-            last: Mutex::new(None),
-        }
+        Self { address, for_node, proto: if tls { "https" } else { "http" }, last: Mutex::new(None) }
     }
 
     fn forwarded(&self, host: &HeaderValue) -> Option<HeaderValue> {
@@ -53,17 +44,12 @@ impl Peer {
             return Some(element.clone());
         }
         let host_text = host.to_str().ok()?;
-        let token = host_text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+        let token = host_text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
         let quote = if token { "" } else { "\"" };
         if host_text.contains(['"', '\\']) {
             return None;
         }
-        let text = format!(
-            "for={};host={quote}{host_text}{quote};proto={}",
-            self.for_node, self.proto
-        );
+        let text = format!("for={};host={quote}{host_text}{quote};proto={}", self.for_node, self.proto);
         let element = HeaderValue::from_str(&text).ok()?;
         *last = Some((host.clone(), element.clone()));
         Some(element)
@@ -74,18 +60,14 @@ impl Peer {
 pub fn authority<B>(request: &Request<B>) -> Option<&[u8]> {
     match request.uri().authority() {
         Some(authority) => Some(authority.as_str().as_bytes()),
-        None => request
-            .headers()
-            .get(header::HOST)
-            .map(HeaderValue::as_bytes),
+        None => request.headers().get(header::HOST).map(HeaderValue::as_bytes),
     }
 }
 
 /// The protocol that the client asks to switch to.
 pub fn upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
     let protocol = request.headers().get(header::UPGRADE)?;
-    let asked = request.version() == Version::HTTP_11
-        && lists(request.headers(), &header::CONNECTION, "upgrade");
+    let asked = request.version() == Version::HTTP_11 && lists(request.headers(), &header::CONNECTION, "upgrade");
     // HTTP/2 is spoken on each hop by itself.
     (asked && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
 }
@@ -95,8 +77,7 @@ pub fn to_workload(head: &mut request::Parts, peer: &Peer, trace: impl FnOnce() 
     let trailers = lists(&head.headers, &header::TE, "trailers");
     remove_hop_fields(&mut head.headers);
     if trailers {
-        head.headers
-            .insert(header::TE, HeaderValue::from_static("trailers"));
+        head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     if let Some(authority) = head.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
@@ -115,9 +96,7 @@ pub fn to_workload(head: &mut request::Parts, peer: &Peer, trace: impl FnOnce() 
         }
         headers.entry(X_FORWARDED_HOST).or_insert(host);
     }
-    headers
-        .entry(X_FORWARDED_PROTO)
-        .or_insert(HeaderValue::from_static(peer.proto));
+    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(peer.proto));
     if let Entry::Vacant(vacant) = headers.entry(TRACEPARENT) {
         vacant.insert(traceparent(trace()));
     }
@@ -135,36 +114,22 @@ pub fn to_http2<B>(request: &mut Request<B>) {
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
     parts.scheme = Some(Scheme::HTTP);
     parts.authority = Some(authority.unwrap_or(Authority::from_static("localhost")));
-    parts
-        .path_and_query
-        .get_or_insert(PathAndQuery::from_static("/"));
+    parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
     *request.uri_mut() = Uri::from_parts(parts).expect("scheme, authority and path make a URI");
     *request.version_mut() = Version::HTTP_2;
 }
 
 /// The trace id in a `traceparent`, which serves as the request's id.
 pub fn trace_id(headers: &HeaderMap) -> &str {
-    let text = headers
-        .get(TRACEPARENT)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let text = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let id = text.split('-').nth(1).unwrap_or_default();
-    if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
-        id
-    } else {
-        "-"
-    }
+    if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) { id } else { "-" }
 }
 
 /// Whether a list-valued field names `token`.
 pub fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    let values = headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    values
-        .flat_map(|value| value.split(','))
-        .any(|item| item.trim().eq_ignore_ascii_case(token))
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|item| item.trim().eq_ignore_ascii_case(token))
 }
 
 fn remove_hop_fields(headers: &mut HeaderMap) {
@@ -176,9 +141,7 @@ fn remove_hop_fields(headers: &mut HeaderMap) {
             .flat_map(|value| value.split(','))
             .filter_map(|name| name.trim().parse().ok())
             // A client must not be able to strip these from what the workload sees.
-            .filter(|name| {
-                ![header::HOST, X_FORWARDED_FOR, FORWARDED, X_FORWARDED_PROTO].contains(name)
-            })
+            .filter(|name| ![header::HOST, X_FORWARDED_FOR, FORWARDED, X_FORWARDED_PROTO].contains(name))
             .filter(|name| *name != header::CONTENT_LENGTH)
             .collect();
         for name in named {
@@ -219,9 +182,7 @@ fn append(headers: &mut HeaderMap, name: HeaderName, element: HeaderValue) {
 }
 
 fn origin_form(uri: &Uri, method: &Method) -> Uri {
-    let path = uri
-        .path_and_query()
-        .filter(|path| path.as_str() != "*" || method == Method::OPTIONS);
+    let path = uri.path_and_query().filter(|path| path.as_str() != "*" || method == Method::OPTIONS);
     path.cloned().map_or(Uri::from_static("/"), Uri::from)
 }
 
@@ -250,26 +211,16 @@ mod tests {
         let (mut head, ()) = request.body(()).unwrap().into_parts();
         let peer = Peer::new("192.0.2.7".parse().unwrap(), false);
         to_workload(&mut head, &peer, || [0xaaaa, 0x10, 0x20]);
-        let mut lines: Vec<String> = head
-            .headers
-            .iter()
-            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
-            .collect();
+        let mut lines: Vec<String> =
+            head.headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
         lines.sort();
-        want.assert_eq(&format!(
-            "{} {}\n{}\n",
-            head.method,
-            head.uri,
-            lines.join("\n")
-        ));
+        want.assert_eq(&format!("{} {}\n{}\n", head.method, head.uri, lines.join("\n")));
     }
 
     #[test]
     fn a_plain_request_names_the_client_and_begins_a_trace() {
         check(
-            Request::builder()
-                .uri("/a?b")
-                .header("host", "hello.ns.localhost:8080"),
+            Request::builder().uri("/a?b").header("host", "hello.ns.localhost:8080"),
             expect![[r#"
                 GET /a?b
                 forwarded: for=192.0.2.7;host="hello.ns.localhost:8080";proto=http
@@ -296,10 +247,7 @@ mod tests {
                 .header("x-forwarded-for", "198.51.100.1")
                 .header("forwarded", "for=198.51.100.1")
                 .header("x-forwarded-proto", "https")
-                .header(
-                    "traceparent",
-                    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-                ),
+                .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
             expect![[r#"
                 GET /x
                 forwarded: for=198.51.100.1, for=192.0.2.7;host=other.ns;proto=http
@@ -321,19 +269,12 @@ mod tests {
         assert_eq!(of("b"), "for=\"[2001:db8::1]\";host=b;proto=https");
         assert_eq!(of("b"), of("b"));
         assert!(peer.forwarded(&HeaderValue::from_static("a\"b")).is_none());
-        assert_eq!(
-            Peer::new("::ffff:192.0.2.7".parse().unwrap(), false).address,
-            "192.0.2.7"
-        );
+        assert_eq!(Peer::new("::ffff:192.0.2.7".parse().unwrap(), false).address, "192.0.2.7");
     }
 
     #[test]
     fn http2_heads_name_the_authority() {
-        let mut request = Request::builder()
-            .uri("/a?b")
-            .header("host", "h:80")
-            .body(())
-            .unwrap();
+        let mut request = Request::builder().uri("/a?b").header("host", "h:80").body(()).unwrap();
         to_http2(&mut request);
         assert_eq!(request.uri(), "http://h:80/a?b");
         assert!(request.headers().is_empty());

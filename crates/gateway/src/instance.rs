@@ -62,12 +62,8 @@ impl Instance {
             (Starting { in_flight }, E::ProbeSucceeded) => Ready { in_flight },
             (Ready { in_flight }, E::ConnectFailed) => Starting { in_flight },
             (Starting { in_flight } | Ready { in_flight }, E::Drain) => Draining { in_flight },
-            (Starting { in_flight } | Ready { in_flight } | Draining { in_flight }, E::Gone) => {
-                Stopped { in_flight }
-            }
-            (Ready { in_flight }, E::Taken) => Ready {
-                in_flight: in_flight + 1,
-            },
+            (Starting { in_flight } | Ready { in_flight } | Draining { in_flight }, E::Gone) => Stopped { in_flight },
+            (Ready { in_flight }, E::Taken) => Ready { in_flight: in_flight + 1 },
             (state, E::Finished) => state.with_in_flight(state.in_flight().saturating_sub(1)),
             (state, _) => state,
         }
@@ -115,50 +111,10 @@ mod tests {
         let (starting, ready) = (Starting { in_flight: n }, Ready { in_flight: n });
         let (draining, stopped) = (Draining { in_flight: n }, Stopped { in_flight: n });
         let rows = [
-            (
-                starting,
-                [
-                    ready,
-                    starting,
-                    draining,
-                    stopped,
-                    starting,
-                    Starting { in_flight: 1 },
-                ],
-            ),
-            (
-                ready,
-                [
-                    ready,
-                    starting,
-                    draining,
-                    stopped,
-                    Ready { in_flight: 3 },
-                    Ready { in_flight: 1 },
-                ],
-            ),
-            (
-                draining,
-                [
-                    draining,
-                    draining,
-                    draining,
-                    stopped,
-                    draining,
-                    Draining { in_flight: 1 },
-                ],
-            ),
-            (
-                stopped,
-                [
-                    stopped,
-                    stopped,
-                    stopped,
-                    stopped,
-                    stopped,
-                    Stopped { in_flight: 1 },
-                ],
-            ),
+            (starting, [ready, starting, draining, stopped, starting, Starting { in_flight: 1 }]),
+            (ready, [ready, starting, draining, stopped, Ready { in_flight: 3 }, Ready { in_flight: 1 }]),
+            (draining, [draining, draining, draining, stopped, draining, Draining { in_flight: 1 }]),
+            (stopped, [stopped, stopped, stopped, stopped, stopped, Stopped { in_flight: 1 }]),
         ];
         for (from, to) in rows {
             let events = [ProbeSucceeded, ConnectFailed, Drain, Gone, Taken, Finished];

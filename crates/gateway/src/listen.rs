@@ -62,14 +62,7 @@ pub async fn accept(listener: Listener, proxy: Arc<Proxy>, connections: Arc<Sema
         };
         match accepted {
             Ok((stream, peer)) => {
-                let connection = connection(
-                    stream,
-                    peer,
-                    kind.clone(),
-                    proxy.clone(),
-                    builder.clone(),
-                    permit,
-                );
+                let connection = connection(stream, peer, kind.clone(), proxy.clone(), builder.clone(), permit);
                 proxy.shared.tasks.spawn(connection);
             }
             Err(error) => {
@@ -112,19 +105,10 @@ async fn connection(
     let open = Open::new(proxy.clone());
     match kind {
         ListenerKind::Public => serve(stream, peer, false, Audience::Public, proxy, &builder).await,
-        ListenerKind::PodNetwork => {
-            serve(stream, peer, false, Audience::PodNetwork, proxy, &builder).await
-        }
+        ListenerKind::PodNetwork => serve(stream, peer, false, Audience::PodNetwork, proxy, &builder).await,
         ListenerKind::Tls(config) => {
-            match timeout(
-                TLS_HANDSHAKE_TIMEOUT,
-                TlsAcceptor::from(config).accept(stream),
-            )
-            .await
-            {
-                Ok(Ok(stream)) => {
-                    serve(stream, peer, true, Audience::Public, proxy, &builder).await
-                }
+            match timeout(TLS_HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
+                Ok(Ok(stream)) => serve(stream, peer, true, Audience::Public, proxy, &builder).await,
                 Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
                 Err(_) => debug!(%peer, "TLS handshake took too long"),
             }

@@ -30,13 +30,7 @@ pub struct Reading {
 impl Meter {
     /// An empty meter whose first interval starts at `now`.
     pub fn new(now: Instant) -> Self {
-        Self {
-            present: 0,
-            arrivals: 0,
-            area: 0,
-            opened: now,
-            changed: now,
-        }
+        Self { present: 0, arrivals: 0, area: 0, opened: now, changed: now }
     }
 
     /// Requests present at this moment.
@@ -66,10 +60,7 @@ impl Meter {
         } else {
             self.area as f64 / length.as_nanos() as f64
         };
-        let reading = Reading {
-            concurrency,
-            arrivals: self.arrivals,
-        };
+        let reading = Reading { concurrency, arrivals: self.arrivals };
         self.area = 0;
         self.arrivals = 0;
         self.opened = now;
@@ -94,17 +85,10 @@ mod tests {
         let mut meter = Meter::new(start);
         for &(at_ms, change) in changes {
             let now = start + Duration::from_millis(at_ms);
-            if change > 0 {
-                meter.enter(now)
-            } else {
-                meter.leave(now)
-            }
+            if change > 0 { meter.enter(now) } else { meter.leave(now) }
         }
         let reading = meter.close(start + Duration::from_millis(close_ms));
-        assert!(
-            (reading.concurrency - concurrency).abs() < 1e-9,
-            "{changes:?}: {reading:?}"
-        );
+        assert!((reading.concurrency - concurrency).abs() < 1e-9, "{changes:?}: {reading:?}");
         assert_eq!(reading.arrivals, arrivals, "{changes:?}");
     }
 
@@ -124,13 +108,7 @@ mod tests {
         meter.enter(start);
         meter.close(start + Duration::from_secs(1));
         let reading = meter.close(start + Duration::from_secs(2));
-        assert_eq!(
-            reading,
-            Reading {
-                concurrency: 1.0,
-                arrivals: 0
-            }
-        );
+        assert_eq!(reading, Reading { concurrency: 1.0, arrivals: 0 });
     }
 
     #[test]

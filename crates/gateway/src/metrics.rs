@@ -18,9 +18,8 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::settings::Settings;
 
 /// Upper bounds in seconds, from a cached answer to the longest timeout.
-const DURATION_BUCKETS: [f64; 14] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0,
-];
+const DURATION_BUCKETS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0];
 
 /// Labels of everything that belongs to one Revision.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -84,61 +83,16 @@ impl Metrics {
         let (connections, unrouted) = (Gauge::default(), Counter::default());
         let r = &mut registry;
         let invocation = "Time from a request's arrival to the end of its response";
-        r.register_with_unit(
-            "kn_serving_invocation_duration",
-            invocation,
-            Unit::Seconds,
-            duration.clone(),
-        );
-        r.register(
-            "kn_revision_request_queued",
-            "Requests that wait for an instance",
-            queued.clone(),
-        );
-        r.register(
-            "kn_revision_request_active",
-            "Requests that an instance has",
-            active.clone(),
-        );
-        r.register(
-            "gateway_responses",
-            "Responses by class of their status",
-            responses.clone(),
-        );
-        let cold =
-            "Time from a request's arrival to its slot on an instance that was started meanwhile";
-        r.register_with_unit(
-            "gateway_cold_start_duration",
-            cold,
-            Unit::Seconds,
-            cold_start.clone(),
-        );
-        r.register(
-            "gateway_rejected",
-            "Requests refused because too many waited",
-            rejected.clone(),
-        );
-        r.register(
-            "gateway_connections",
-            "Client connections that are open",
-            connections.clone(),
-        );
-        r.register(
-            "gateway_unrouted",
-            "Requests for a host that no Route claims",
-            unrouted.clone(),
-        );
-        Self {
-            registry,
-            duration,
-            responses,
-            queued,
-            active,
-            cold_start,
-            rejected,
-            connections,
-            unrouted,
-        }
+        r.register_with_unit("kn_serving_invocation_duration", invocation, Unit::Seconds, duration.clone());
+        r.register("kn_revision_request_queued", "Requests that wait for an instance", queued.clone());
+        r.register("kn_revision_request_active", "Requests that an instance has", active.clone());
+        r.register("gateway_responses", "Responses by class of their status", responses.clone());
+        let cold = "Time from a request's arrival to its slot on an instance that was started meanwhile";
+        r.register_with_unit("gateway_cold_start_duration", cold, Unit::Seconds, cold_start.clone());
+        r.register("gateway_rejected", "Requests refused because too many waited", rejected.clone());
+        r.register("gateway_connections", "Client connections that are open", connections.clone());
+        r.register("gateway_unrouted", "Requests for a host that no Route claims", unrouted.clone());
+        Self { registry, duration, responses, queued, active, cold_start, rejected, connections, unrouted }
     }
 
     /// The exposition text.
@@ -152,10 +106,7 @@ impl Metrics {
     /// The series of one Revision.
     pub fn of(&self, id: &RevisionId, settings: &Settings) -> Arc<RevisionMetrics> {
         let labels = RevisionLabels::new(id, settings);
-        let responses = CLASSES.map(|class| {
-            self.responses
-                .get_or_create_owned(&with_class(&labels, class))
-        });
+        let responses = CLASSES.map(|class| self.responses.get_or_create_owned(&with_class(&labels, class)));
         Arc::new(RevisionMetrics {
             duration: self.duration.get_or_create_owned(&labels),
             queued: self.queued.get_or_create_owned(&labels),
@@ -182,12 +133,8 @@ impl Metrics {
 }
 
 fn with_class(labels: &RevisionLabels, class: &'static str) -> ResponseLabels {
-    let RevisionLabels {
-        k8s_namespace_name,
-        kn_service_name,
-        kn_configuration_name,
-        kn_revision_name,
-    } = labels.clone();
+    let RevisionLabels { k8s_namespace_name, kn_service_name, kn_configuration_name, kn_revision_name } =
+        labels.clone();
     ResponseLabels {
         k8s_namespace_name,
         kn_service_name,
@@ -241,12 +188,7 @@ mod tests {
         of.ended(204, Duration::from_millis(3));
         of.started_cold(Duration::from_millis(30));
         let text = metrics.text();
-        assert!(
-            text.contains(
-                "kn_serving_invocation_duration_seconds_count{k8s_namespace_name=\"default\""
-            ),
-            "{text}"
-        );
+        assert!(text.contains("kn_serving_invocation_duration_seconds_count{k8s_namespace_name=\"default\""), "{text}");
         assert!(text.contains("response_code_class=\"2xx\"} 1"), "{text}");
         metrics.forget(&of);
         assert!(!metrics.text().contains("hello-00001"));

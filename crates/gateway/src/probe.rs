@@ -21,12 +21,7 @@ use crate::upstream::{Upstream, drive_until};
 const SHARE: Duration = Duration::from_micros(100);
 
 /// Probes until the instance is ready or no longer starting.
-pub async fn until_ready(
-    revision: Arc<Revision>,
-    shared: Arc<Shared>,
-    key: Key,
-    upstream: Arc<Upstream>,
-) {
+pub async fn until_ready(revision: Arc<Revision>, shared: Arc<Shared>, key: Key, upstream: Arc<Upstream>) {
     shared.probes.fetch_add(1, Ordering::Relaxed);
     let started = Instant::now();
     loop {
@@ -63,35 +58,17 @@ fn pause(age: Duration) -> Duration {
 
 /// A connection attempt that got lost while the address came up must not cost a TCP retransmission's second.
 fn attempt_limit(age: Duration) -> Duration {
-    if age < Duration::from_secs(1) {
-        Duration::from_millis(100)
-    } else {
-        Duration::from_secs(1)
-    }
+    if age < Duration::from_secs(1) { Duration::from_millis(100) } else { Duration::from_secs(1) }
 }
 
-async fn once(
-    shared: &Shared,
-    settings: &Settings,
-    upstream: &Arc<Upstream>,
-    limit: Duration,
-) -> bool {
+async fn once(shared: &Shared, settings: &Settings, upstream: &Arc<Upstream>, limit: Duration) -> bool {
     match &settings.probe {
         Probe::Node if !upstream.is_node_ready() => false,
         Probe::Node => connects(shared, settings, upstream, settings.port, limit).await,
         Probe::Tcp { port } => connects(shared, settings, upstream, *port, limit).await,
-        Probe::Http {
-            port,
-            path,
-            host,
-            headers,
-        } => {
-            let mut request = Request::builder()
-                .uri(path.as_str())
-                .header(header::USER_AGENT, "kube-probe/colibri");
-            let address = upstream
-                .ip()
-                .map(|ip| std::net::SocketAddr::new(ip, *port).to_string());
+        Probe::Http { port, path, host, headers } => {
+            let mut request = Request::builder().uri(path.as_str()).header(header::USER_AGENT, "kube-probe/colibri");
+            let address = upstream.ip().map(|ip| std::net::SocketAddr::new(ip, *port).to_string());
             request = request.header(header::HOST, host.clone().or(address).unwrap_or_default());
             for (name, value) in headers {
                 request = request.header(name, value);
@@ -106,13 +83,7 @@ async fn once(
 }
 
 /// Whether the port takes a connection; the connection is kept for the first request.
-async fn connects(
-    shared: &Shared,
-    settings: &Settings,
-    upstream: &Upstream,
-    port: u16,
-    limit: Duration,
-) -> bool {
+async fn connects(shared: &Shared, settings: &Settings, upstream: &Upstream, port: u16, limit: Duration) -> bool {
     let Ok(stream) = upstream.dial(port, limit).await else {
         return false;
     };
@@ -163,9 +134,7 @@ async fn answers_h2c(
 ) -> bool {
     let spawn = |task| {
         let abort = shared.abort.clone();
-        shared
-            .background
-            .spawn(async move { abort.run_until_cancelled(task).await });
+        shared.background.spawn(async move { abort.run_until_cancelled(task).await });
     };
     let Ok(mut sender) = upstream.http2(port, limit, spawn).await else {
         return false;

@@ -84,26 +84,16 @@ enum Exchange {
 
 impl Proxy {
     /// Answers one request.
-    pub async fn serve(
-        &self,
-        peer: &Peer,
-        audience: Audience,
-        request: Request<Incoming>,
-    ) -> Response<ResponseBody> {
+    pub async fn serve(&self, peer: &Peer, audience: Audience, request: Request<Incoming>) -> Response<ResponseBody> {
         let arrived = Instant::now();
         match self.route(audience, &request) {
-            Ok(Routed::Revision(revision, untagged)) => {
-                self.pass(peer, arrived, revision, untagged, request).await
-            }
+            Ok(Routed::Revision(revision, untagged)) => self.pass(peer, arrived, revision, untagged, request).await,
             Ok(Routed::Handler(handler)) => handler.handle(request).await,
             Err(failure) => {
                 if failure == Failure::NoRoute {
                     self.shared.metrics.unrouted.inc();
                 }
-                failure.answer(
-                    Some(request.headers()),
-                    headers::trace_id(request.headers()),
-                )
+                failure.answer(Some(request.headers()), headers::trace_id(request.headers()))
             }
         }
     }
@@ -113,29 +103,19 @@ impl Proxy {
             return Err(Failure::Connect);
         }
         let mut buffer = [0; HOST_LIMIT_BYTES];
-        let host =
-            headers::authority(request).and_then(|authority| normalise(authority, &mut buffer));
+        let host = headers::authority(request).and_then(|authority| normalise(authority, &mut buffer));
         let host = host.ok_or(Failure::NoHost)?;
-        let entry = self
-            .table
-            .get(host)
-            .filter(|entry| entry.public || audience == Audience::PodNetwork);
+        let entry = self.table.get(host).filter(|entry| entry.public || audience == Audience::PodNetwork);
         let Some(entry) = entry else {
             let handler = self.extra.load().get(host).cloned();
             let handler = handler.filter(|_| audience == Audience::Public);
             return handler.map(Routed::Handler).ok_or(Failure::NoRoute);
         };
-        let tag = if self.shared.config.tag_header {
-            request.headers().get(TAG)
-        } else {
-            None
-        };
+        let tag = if self.shared.config.tag_header { request.headers().get(TAG) } else { None };
         let tagged = tag.and_then(|tag| entry.targets.tagged(tag.as_bytes()));
         let revision = tagged.or_else(|| entry.targets.pick(self.shared.random.next()));
         let untagged = tag.is_some() && tagged.is_none();
-        revision
-            .map(|revision| Routed::Revision(revision.clone(), untagged))
-            .ok_or(Failure::NoRevision)
+        revision.map(|revision| Routed::Revision(revision.clone(), untagged)).ok_or(Failure::NoRevision)
     }
 
     async fn pass(
@@ -147,17 +127,13 @@ impl Proxy {
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         let limit_bytes = self.shared.config.request_body_limit_bytes;
-        let upgrade =
-            headers::upgrade(&request).map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
+        let upgrade = headers::upgrade(&request).map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
         let (mut head, body) = request.into_parts();
         head.extensions.clear();
         let random = &self.shared.random;
-        headers::to_workload(&mut head, peer, || {
-            [random.next(), random.next(), random.next()]
-        });
+        headers::to_workload(&mut head, peer, || [random.next(), random.next(), random.next()]);
         if untagged {
-            head.headers
-                .insert(DEFAULT_ROUTE, HeaderValue::from_static("true"));
+            head.headers.insert(DEFAULT_ROUTE, HeaderValue::from_static("true"));
         }
         // Only an answer of the gateway's own needs these two later.
         let trace = head.headers.get("traceparent").cloned();
@@ -190,12 +166,7 @@ impl Proxy {
         upgrade: Option<(HeaderValue, OnUpgrade)>,
     ) -> Result<Response<ResponseBody>, Failure> {
         let settings = revision.settings.load_full().ok_or(Failure::NoRevision)?;
-        let passage = Passage {
-            shared: &self.shared,
-            settings,
-            arrived,
-            routed: Instant::now(),
-        };
+        let passage = Passage { shared: &self.shared, settings, arrived, routed: Instant::now() };
         let slot = match revision.enter() {
             Entry::Slot(slot) => slot,
             Entry::Waiting(waiting) => {
@@ -212,9 +183,7 @@ impl Proxy {
         };
         match upgrade {
             None => passage.exchange(slot, outgoing).await,
-            Some((protocol, client)) => {
-                Box::pin(passage.upgrade(slot, outgoing, protocol, client)).await
-            }
+            Some((protocol, client)) => Box::pin(passage.upgrade(slot, outgoing, protocol, client)).await,
         }
     }
 }
@@ -227,10 +196,7 @@ enum Routed {
 
 fn outgoing(head: request::Parts, body: RequestBody) -> Outgoing {
     let repeatable = head.method.is_idempotent() && body.is_end_stream();
-    Outgoing {
-        request: Request::from_parts(head, body),
-        repeatable,
-    }
+    Outgoing { request: Request::from_parts(head, body), repeatable }
 }
 
 impl Passage<'_> {
@@ -253,11 +219,7 @@ impl Passage<'_> {
     }
 
     /// Sends the request until an instance answers, and makes the client's response.
-    async fn exchange(
-        &self,
-        mut slot: Slot,
-        mut outgoing: Outgoing,
-    ) -> Result<Response<ResponseBody>, Failure> {
+    async fn exchange(&self, mut slot: Slot, mut outgoing: Outgoing) -> Result<Response<ResponseBody>, Failure> {
         let mut fresh = false;
         for _ in 0..self.shared.config.attempts.max(1) {
             let granted = Instant::now();
@@ -265,13 +227,8 @@ impl Passage<'_> {
             let (exchange, spare) = match self.settings.protocol {
                 Protocol::Http1 => match self.connection(&slot, outgoing.repeatable, fresh).await {
                     Ok((connection, stale)) => {
-                        let spare = spare
-                            .filter(|()| stale)
-                            .map(|()| copy_head(&outgoing.request));
-                        (
-                            self.send_http1(connection, outgoing.request, granted).await,
-                            spare,
-                        )
+                        let spare = spare.filter(|()| stale).map(|()| copy_head(&outgoing.request));
+                        (self.send_http1(connection, outgoing.request, granted).await, spare)
                     }
                     Err(error) => {
                         debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "instance not reached");
@@ -283,19 +240,10 @@ impl Passage<'_> {
                     let shared = self.shared;
                     let spawn = |task| {
                         let abort = shared.abort.clone();
-                        shared
-                            .background
-                            .spawn(async move { abort.run_until_cancelled(task).await });
+                        shared.background.spawn(async move { abort.run_until_cancelled(task).await });
                     };
-                    match slot
-                        .upstream
-                        .http2(self.settings.port, shared.config.connect_timeout, spawn)
-                        .await
-                    {
-                        Ok(sender) => (
-                            self.send_http2(sender, outgoing.request, granted).await,
-                            None,
-                        ),
+                    match slot.upstream.http2(self.settings.port, shared.config.connect_timeout, spawn).await {
+                        Ok(sender) => (self.send_http2(sender, outgoing.request, granted).await, None),
                         Err(error) => {
                             debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "instance not reached");
                             slot = self.wait(slot.hand_back()).await?;
@@ -310,9 +258,7 @@ impl Passage<'_> {
                 }
                 Exchange::NotSent(request) => outgoing.request = request,
                 Exchange::Broken(error) => match spare {
-                    Some(head) => {
-                        outgoing.request = Request::from_parts(head, RequestBody::empty())
-                    }
+                    Some(head) => outgoing.request = Request::from_parts(head, RequestBody::empty()),
                     None => {
                         debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "exchange broke");
                         return Err(Failure::Broken);
@@ -339,12 +285,7 @@ impl Passage<'_> {
         Ok((slot.upstream.http1(self.settings.port, limit).await?, false))
     }
 
-    async fn send_http1(
-        &self,
-        mut connection: Box<Http1>,
-        request: Request<RequestBody>,
-        sent: Instant,
-    ) -> Exchange {
+    async fn send_http1(&self, mut connection: Box<Http1>, request: Request<RequestBody>, sent: Instant) -> Exchange {
         let response = connection.sender.try_send_request(request);
         let (deadline, limit) = self.first_byte(sent);
         match timeout_at(deadline, drive_until(&mut connection, response)).await {
@@ -381,10 +322,7 @@ impl Passage<'_> {
     /// When the response must have started, and the limit that says so.
     fn first_byte(&self, sent: Instant) -> (Instant, Duration) {
         let whole = self.settings.timeout;
-        let limit = self
-            .settings
-            .response_start_timeout
-            .map_or(whole, |start| start.min(whole));
+        let limit = self.settings.response_start_timeout.map_or(whole, |start| start.min(whole));
         (sent + limit, limit)
     }
 
@@ -402,15 +340,7 @@ impl Passage<'_> {
         let deadline = granted + self.settings.timeout;
         let idle = self.settings.idle_timeout;
         let status = head.status.as_u16();
-        let flow = Flow::new(
-            incoming,
-            connection,
-            slot,
-            self.shared.clone(),
-            status,
-            deadline,
-            idle,
-        );
+        let flow = Flow::new(incoming, connection, slot, self.shared.clone(), status, deadline, idle);
         Response::from_parts(head, ResponseBody::Flow(Box::new(flow)))
     }
 
@@ -418,12 +348,7 @@ impl Passage<'_> {
         if !self.shared.config.server_timing {
             return;
         }
-        let timing = Timing {
-            arrived: self.arrived,
-            routed: self.routed,
-            granted,
-            responded: Instant::now(),
-        };
+        let timing = Timing { arrived: self.arrived, routed: self.routed, granted, responded: Instant::now() };
         let cold = ColdStart::of(self.arrived, granted, slot.upstream.stages());
         if let Some(value) = server_timing(&timing, cold) {
             headers.append(SERVER_TIMING, value);
@@ -443,18 +368,11 @@ impl Passage<'_> {
         headers.insert(header::UPGRADE, protocol);
         let mut tries = self.shared.config.attempts.max(1);
         let connection = loop {
-            match slot
-                .upstream
-                .http1(self.settings.port, self.shared.config.connect_timeout)
-                .await
-            {
+            match slot.upstream.http1(self.settings.port, self.shared.config.connect_timeout).await {
                 Ok(connection) => break connection,
                 Err(error) => {
                     debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "instance not reached");
-                    tries = tries
-                        .checked_sub(1)
-                        .filter(|left| *left > 0)
-                        .ok_or(Failure::Unreachable)?;
+                    tries = tries.checked_sub(1).filter(|left| *left > 0).ok_or(Failure::Unreachable)?;
                     slot = self.wait(slot.hand_back()).await?;
                 }
             }
@@ -462,9 +380,7 @@ impl Passage<'_> {
         let (mut sender, driver) = connection.into_parts();
         let abort = self.shared.abort.clone();
         // Its requests learn of an error themselves.
-        self.shared
-            .background
-            .spawn(async move { drop(abort.run_until_cancelled(driver.with_upgrades()).await) });
+        self.shared.background.spawn(async move { drop(abort.run_until_cancelled(driver.with_upgrades()).await) });
         let granted = Instant::now();
         let (deadline, limit) = self.first_byte(granted);
         let response = timeout_at(deadline, sender.send_request(outgoing.request)).await;
@@ -482,9 +398,7 @@ impl Passage<'_> {
         self.add_timing(&mut head.headers, &slot, granted);
         let (shared, end) = (self.shared.clone(), granted + self.settings.timeout);
         let idle = self.settings.idle_timeout;
-        self.shared
-            .tasks
-            .spawn(tunnel::run(client, workload, slot, shared, end, idle));
+        self.shared.tasks.spawn(tunnel::run(client, workload, slot, shared, end, idle));
         Ok(Response::from_parts(head, ResponseBody::empty()))
     }
 }

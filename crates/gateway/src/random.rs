@@ -42,8 +42,7 @@ mod tests {
         assert!((0..100).all(|_| a.next() == b.next()));
         assert!((0..1000).all(|_| below(a.next(), 3) < 3));
         assert_eq!(below(a.next(), 0), 0);
-        let seen: std::collections::BTreeSet<usize> =
-            (0..100).map(|_| below(a.next(), 5)).collect();
+        let seen: std::collections::BTreeSet<usize> = (0..100).map(|_| below(a.next(), 5)).collect();
         assert_eq!(seen.len(), 5);
     }
 }

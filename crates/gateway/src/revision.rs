@@ -125,12 +125,7 @@ impl Revision {
     /// A revision of which nothing is known but its name.
     pub fn new(id: RevisionId, shared: Arc<Shared>) -> Arc<Self> {
         let throttle = Throttle::new(shared.config.queue_limit, shared.random.next());
-        let core = Core {
-            throttle,
-            meter: Meter::new(Instant::now()),
-            last_poke: None,
-            reported: false,
-        };
+        let core = Core { throttle, meter: Meter::new(Instant::now()), last_poke: None, reported: false };
         Arc::new(Self {
             id,
             settings: ArcSwapOption::empty(),
@@ -153,8 +148,7 @@ impl Revision {
         if self.settings.load().as_deref() == Some(&settings) {
             return;
         }
-        self.metrics
-            .store(Some(self.shared.metrics.of(&self.id, &settings)));
+        self.metrics.store(Some(self.shared.metrics.of(&self.id, &settings)));
         let limit = settings.concurrency;
         self.settings.store(Some(Arc::new(settings)));
         let grants = self.core.lock().throttle.set_limit(limit);
@@ -169,9 +163,9 @@ impl Revision {
         {
             let mut core = self.core.lock();
             let throttle = &mut core.throttle;
-            let known = throttle.instances().find(|(_, state, upstream)| {
-                upstream.pod == seen.pod && !matches!(state, Instance::Stopped { .. })
-            });
+            let known = throttle
+                .instances()
+                .find(|(_, state, upstream)| upstream.pod == seen.pod && !matches!(state, Instance::Stopped { .. }));
             let mut known = known.map(|(key, _, upstream)| (key, upstream.clone()));
             // Another pod under the same name, or the same one at another address: the old instance is gone.
             if let Some((key, upstream)) = &known
@@ -223,19 +217,13 @@ impl Revision {
         for (key, upstream) in starting {
             let stop = self.shared.abort.clone();
             let probe = probe::until_ready(self.clone(), self.shared.clone(), key, upstream);
-            self.shared
-                .background
-                .spawn(async move { stop.run_until_cancelled(probe).await });
+            self.shared.background.spawn(async move { stop.run_until_cancelled(probe).await });
         }
     }
 
     /// Whether an instance still has to be probed.
     pub fn is_starting(&self, key: Key) -> bool {
-        self.core
-            .lock()
-            .throttle
-            .state(key)
-            .is_some_and(Instance::is_starting)
+        self.core.lock().throttle.state(key).is_some_and(Instance::is_starting)
     }
 
     /// A probe of the instance succeeded.
@@ -261,40 +249,21 @@ impl Revision {
             if matches!(admission, Admission::Full) {
                 core.meter.leave(now);
             }
-            (
-                receiver,
-                receiver_needs_poke(&mut core, now, &admission),
-                admission,
-            )
+            (receiver, receiver_needs_poke(&mut core, now, &admission), admission)
         };
         if poke {
             self.shared.autoscaler.poke(&self.id);
         }
         match (admission, sender) {
             (Admission::Granted(grant), _) => Entry::Slot(self.slot(grant, now)),
-            (Admission::Queued(ticket), Some(slot)) => Entry::Waiting(Waiting {
-                revision: self.clone(),
-                ticket,
-                slot,
-            }),
+            (Admission::Queued(ticket), Some(slot)) => Entry::Waiting(Waiting { revision: self.clone(), ticket, slot }),
             _ => Entry::Full,
         }
     }
 
     fn slot(self: &Arc<Self>, grant: Grant<Arc<Upstream>>, arrived: Instant) -> Slot {
-        let Grant {
-            ticket,
-            key,
-            instance,
-        } = grant;
-        Slot {
-            revision: self.clone(),
-            upstream: instance,
-            arrived,
-            key,
-            ticket,
-            held: true,
-        }
+        let Grant { ticket, key, instance } = grant;
+        Slot { revision: self.clone(), upstream: instance, arrived, key, ticket, held: true }
     }
 
     /// Sends slots to requests that waited. One that gave up meanwhile drops its slot, which passes it on.
@@ -312,19 +281,13 @@ impl Revision {
         let pods: Vec<(Key, PodId)> = {
             let core = self.core.lock();
             let of = |key: &Key| core.throttle.instances().find(|(k, ..)| k == key);
-            keys.iter()
-                .filter_map(|key| of(key).map(|(key, _, upstream)| (key, upstream.pod.clone())))
-                .collect()
+            keys.iter().filter_map(|key| of(key).map(|(key, _, upstream)| (key, upstream.pod.clone()))).collect()
         };
         loop {
             let changed = self.drained.notified();
             let busy = {
                 let core = self.core.lock();
-                pods.iter().any(|(key, _)| {
-                    core.throttle
-                        .state(*key)
-                        .is_some_and(|state| state.in_flight() > 0)
-                })
+                pods.iter().any(|(key, _)| core.throttle.state(*key).is_some_and(|state| state.in_flight() > 0))
             };
             if !busy || timeout_at(deadline, changed).await.is_err() {
                 break;
@@ -338,6 +301,12 @@ impl Revision {
         self.core.lock().meter.present() as usize
     }
 
+    /// Instances that are starting or in rotation.
+    pub fn active(&self) -> usize {
+        let core = self.core.lock();
+        core.throttle.instances().filter(|(_, state, _)| state.is_ready() || state.is_starting()).count()
+    }
+
     /// Closes the interval; `None` if there is nothing to tell.
     pub fn tick(&self, now: Instant) -> Option<Stat> {
         let mut core = self.core.lock();
@@ -345,9 +314,7 @@ impl Revision {
         let waiting = core.throttle.waiting();
         if let Some(metrics) = self.metrics.load().as_deref() {
             metrics.queued.set(waiting as i64);
-            metrics
-                .active
-                .set(i64::from(core.meter.present()) - waiting as i64);
+            metrics.active.set(i64::from(core.meter.present()) - waiting as i64);
         }
         let idle_timeout = self.shared.config.idle_connection_timeout;
         for (_, _, upstream) in core.throttle.instances() {
@@ -366,22 +333,14 @@ impl Revision {
     /// Whether nothing but a name is left of it.
     pub fn is_empty(&self) -> bool {
         let core = self.core.lock();
-        self.settings.load().is_none()
-            && core.meter.present() == 0
-            && core.throttle.instances().next().is_none()
+        self.settings.load().is_none() && core.meter.present() == 0 && core.throttle.instances().next().is_none()
     }
 }
 
 /// A poke is due when the queue gets its first entry, and not more often than its interval.
-fn receiver_needs_poke(
-    core: &mut Core,
-    now: Instant,
-    admission: &Admission<Arc<Upstream>>,
-) -> bool {
+fn receiver_needs_poke(core: &mut Core, now: Instant, admission: &Admission<Arc<Upstream>>) -> bool {
     let first = matches!(admission, Admission::Queued(_)) && core.throttle.waiting() == 1;
-    let due = core
-        .last_poke
-        .is_none_or(|last| now.duration_since(last) >= POKE_INTERVAL);
+    let due = core.last_poke.is_none_or(|last| now.duration_since(last) >= POKE_INTERVAL);
     if first && due {
         core.last_poke = Some(now);
     }
@@ -414,18 +373,10 @@ impl Slot {
         self.held = false;
         let (waiter, slot) = oneshot::channel();
         let revision = self.revision.clone();
-        let grants = revision
-            .core
-            .lock()
-            .throttle
-            .hand_back(self.ticket, self.key, waiter);
+        let grants = revision.core.lock().throttle.hand_back(self.ticket, self.key, waiter);
         revision.hand_over(grants);
         revision.probe_starting();
-        Waiting {
-            revision,
-            ticket: self.ticket,
-            slot,
-        }
+        Waiting { revision, ticket: self.ticket, slot }
     }
 }
 
@@ -440,10 +391,7 @@ impl Drop for Slot {
             let mut core = revision.core.lock();
             core.meter.leave(now);
             let next = core.throttle.finish(self.key);
-            let out = core
-                .throttle
-                .state(self.key)
-                .is_none_or(|state| !state.is_ready());
+            let out = core.throttle.state(self.key).is_none_or(|state| !state.is_ready());
             (next, out)
         };
         if out {

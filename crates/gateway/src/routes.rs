@@ -54,24 +54,15 @@ pub fn hosts_of(route: &Route) -> Vec<Claim> {
         return Vec::new();
     };
     let name = route.name_any();
-    let cluster_local = route
-        .labels()
-        .get(VISIBILITY_LABEL)
-        .is_some_and(|value| value == "cluster-local");
+    let cluster_local = route.labels().get(VISIBILITY_LABEL).is_some_and(|value| value == "cluster-local");
     let revision = |t: &api::serving::TrafficTarget| {
-        t.revision_name
-            .as_deref()
-            .map(|revision| RevisionId::new(&namespace, revision))
+        t.revision_name.as_deref().map(|revision| RevisionId::new(&namespace, revision))
     };
     let mut shares = Vec::new();
     let mut tags: Vec<(Box<str>, RevisionId)> = Vec::new();
     for target in &status.traffic {
         let Some(id) = revision(target) else { continue };
-        if let Some(share) = target
-            .percent
-            .and_then(|p| u32::try_from(p).ok())
-            .filter(|p| *p > 0)
-        {
+        if let Some(share) = target.percent.and_then(|p| u32::try_from(p).ok()).filter(|p| *p > 0) {
             shares.push((share, id.clone()));
         }
         if let Some(tag) = target.tag.as_deref().filter(|tag| !tag.is_empty()) {
@@ -80,38 +71,13 @@ pub fn hosts_of(route: &Route) -> Vec<Claim> {
     }
     let main = Arc::new(Targets { shares, tags });
     let mut claims = Vec::new();
-    let address = status
-        .address
-        .as_ref()
-        .and_then(|address| address.url.as_deref());
-    claim_names(
-        &mut claims,
-        &name,
-        &namespace,
-        [status.url.as_deref(), address],
-        cluster_local,
-        false,
-        &main,
-    );
+    let address = status.address.as_ref().and_then(|address| address.url.as_deref());
+    claim_names(&mut claims, &name, &namespace, [status.url.as_deref(), address], cluster_local, false, &main);
     for target in &status.traffic {
-        if let (Some(tag), Some(id)) = (
-            target.tag.as_deref().filter(|tag| !tag.is_empty()),
-            revision(target),
-        ) {
-            let only = Arc::new(Targets {
-                shares: vec![(1, id)],
-                tags: Vec::new(),
-            });
+        if let (Some(tag), Some(id)) = (target.tag.as_deref().filter(|tag| !tag.is_empty()), revision(target)) {
+            let only = Arc::new(Targets { shares: vec![(1, id)], tags: Vec::new() });
             let name = format!("{tag}-{name}");
-            claim_names(
-                &mut claims,
-                &name,
-                &namespace,
-                [target.url.as_deref(), None],
-                cluster_local,
-                true,
-                &only,
-            );
+            claim_names(&mut claims, &name, &namespace, [target.url.as_deref(), None], cluster_local, true, &only);
         }
     }
     claims
@@ -136,12 +102,7 @@ fn claim_names(
     }
     claims.extend(hosts.into_iter().map(|(host, public)| {
         let targets = targets.clone();
-        Claim {
-            host: host.into(),
-            public,
-            of_tag,
-            targets,
-        }
+        Claim { host: host.into(), public, of_tag, targets }
     }));
 }
 
@@ -158,10 +119,7 @@ fn host_of_url(url: &str) -> Option<String> {
 impl<R> Targets<R> {
     /// The target of a tag.
     pub fn tagged(&self, tag: &[u8]) -> Option<&R> {
-        self.tags
-            .iter()
-            .find(|(name, _)| name.as_bytes() == tag)
-            .map(|(_, revision)| revision)
+        self.tags.iter().find(|(name, _)| name.as_bytes() == tag).map(|(_, revision)| revision)
     }
 
     /// Picks a target by its share of the traffic; `random` is uniform.
@@ -230,18 +188,9 @@ pub struct Table<R> {
 impl<R: Clone> Table<R> {
     /// An empty table.
     pub fn new() -> Self {
-        let shards = (0..SHARDS)
-            .map(|_| ArcSwap::from_pointee(HashMap::new()))
-            .collect();
-        let writer = Mutex::new(Writer {
-            hosts: HashMap::new(),
-            claims: HashMap::new(),
-        });
-        Self {
-            shards,
-            hasher: RandomState::new(),
-            writer,
-        }
+        let shards = (0..SHARDS).map(|_| ArcSwap::from_pointee(HashMap::new())).collect();
+        let writer = Mutex::new(Writer { hosts: HashMap::new(), claims: HashMap::new() });
+        Self { shards, hasher: RandomState::new(), writer }
     }
 
     /// The entry of a host in the form that [`normalise`] makes.
@@ -250,12 +199,7 @@ impl<R: Clone> Table<R> {
     }
 
     /// Replaces what one Route claims; nothing for a Route that is gone.
-    pub fn set(
-        &self,
-        route: &RouteId,
-        claims: &[Claim],
-        mut resolve: impl FnMut(&RevisionId) -> R,
-    ) {
+    pub fn set(&self, route: &RouteId, claims: &[Claim], mut resolve: impl FnMut(&RevisionId) -> R) {
         let mut writer = self.writer.lock();
         let mut touched = writer.hosts.remove(route).unwrap_or_default();
         for host in &touched {
@@ -264,21 +208,13 @@ impl<R: Clone> Table<R> {
             }
         }
         for claim in claims {
-            let entry = Arc::new(Entry {
-                public: claim.public,
-                targets: claim.targets.map(&mut resolve),
-            });
+            let entry = Arc::new(Entry { public: claim.public, targets: claim.targets.map(&mut resolve) });
             let of_host = writer.claims.entry(claim.host.clone()).or_default();
-            of_host
-                .entry((claim.of_tag, route.clone()))
-                .or_insert(entry);
+            of_host.entry((claim.of_tag, route.clone())).or_insert(entry);
             touched.push(claim.host.clone());
         }
         if !claims.is_empty() {
-            writer.hosts.insert(
-                route.clone(),
-                claims.iter().map(|claim| claim.host.clone()).collect(),
-            );
+            writer.hosts.insert(route.clone(), claims.iter().map(|claim| claim.host.clone()).collect());
         }
         self.publish(&mut writer, touched);
     }
@@ -287,13 +223,8 @@ impl<R: Clone> Table<R> {
         let mut changed: BTreeMap<usize, Shard<R>> = BTreeMap::new();
         for host in touched {
             let index = self.shard_of(&host);
-            let shard = changed
-                .entry(index)
-                .or_insert_with(|| self.shards[index].load().as_ref().clone());
-            let winner = writer
-                .claims
-                .get(&host)
-                .and_then(|claims| claims.values().next().cloned());
+            let shard = changed.entry(index).or_insert_with(|| self.shards[index].load().as_ref().clone());
+            let winner = writer.claims.get(&host).and_then(|claims| claims.values().next().cloned());
             match winner {
                 Some(entry) => {
                     shard.insert(host, entry);
@@ -317,16 +248,8 @@ impl<R: Clone> Table<R> {
 
 impl Targets<RevisionId> {
     fn map<R>(&self, resolve: &mut impl FnMut(&RevisionId) -> R) -> Targets<R> {
-        let shares = self
-            .shares
-            .iter()
-            .map(|(share, id)| (*share, resolve(id)))
-            .collect();
-        let tags = self
-            .tags
-            .iter()
-            .map(|(tag, id)| (tag.clone(), resolve(id)))
-            .collect();
+        let shares = self.shares.iter().map(|(share, id)| (*share, resolve(id))).collect();
+        let tags = self.tags.iter().map(|(tag, id)| (tag.clone(), resolve(id))).collect();
         Targets { shares, tags }
     }
 }
@@ -370,59 +293,30 @@ mod tests {
         ];
         assert_eq!(hosts, want);
         assert_eq!(claims[0].targets.shares.len(), 2);
-        assert_eq!(
-            claims[5].targets.shares,
-            [(1, RevisionId::new("ns", "hello-2"))]
-        );
+        assert_eq!(claims[5].targets.shares, [(1, RevisionId::new("ns", "hello-2"))]);
     }
 
     #[test]
     fn a_cluster_local_route_has_no_public_host() {
         let labels = json!({VISIBILITY_LABEL: "cluster-local"});
-        assert!(
-            hosts_of(&route("hello", labels, canary()))
-                .iter()
-                .all(|claim| !claim.public)
-        );
+        assert!(hosts_of(&route("hello", labels, canary())).iter().all(|claim| !claim.public));
         let private = json!({"url": "http://hello.ns.svc.cluster.local", "traffic": []});
-        assert!(
-            hosts_of(&route("hello", json!({}), private))
-                .iter()
-                .all(|claim| !claim.public)
-        );
+        assert!(hosts_of(&route("hello", json!({}), private)).iter().all(|claim| !claim.public));
         assert!(hosts_of(&route("hello", json!({}), Value::Null)).is_empty());
     }
 
     #[test]
     fn shares_are_kept() {
-        let targets = Targets {
-            shares: vec![(90, 'a'), (9, 'b'), (1, 'c')],
-            tags: vec![("t".into(), 'b')],
-        };
+        let targets = Targets { shares: vec![(90, 'a'), (9, 'b'), (1, 'c')], tags: vec![("t".into(), 'b')] };
         let random = Random::new(42);
         let mut counts: BTreeMap<char, u32> = BTreeMap::new();
         for _ in 0..100_000 {
-            *counts
-                .entry(*targets.pick(random.next()).unwrap())
-                .or_default() += 1;
+            *counts.entry(*targets.pick(random.next()).unwrap()).or_default() += 1;
         }
         let near = |name, want: u32| counts[&name].abs_diff(want) < 400;
-        assert!(
-            near('a', 90_000) && near('b', 9_000) && near('c', 1_000),
-            "{counts:?}"
-        );
-        assert_eq!(
-            (targets.tagged(b"t"), targets.tagged(b"x")),
-            (Some(&'b'), None)
-        );
-        assert_eq!(
-            Targets::<char> {
-                shares: vec![],
-                tags: vec![]
-            }
-            .pick(1),
-            None
-        );
+        assert!(near('a', 90_000) && near('b', 9_000) && near('c', 1_000), "{counts:?}");
+        assert_eq!((targets.tagged(b"t"), targets.tagged(b"x")), (Some(&'b'), None));
+        assert_eq!(Targets::<char> { shares: vec![], tags: vec![] }.pick(1), None);
     }
 
     #[test]
@@ -432,16 +326,11 @@ mod tests {
             host: "a-b.ns.localhost".into(),
             public: true,
             of_tag,
-            targets: Arc::new(Targets {
-                shares: vec![(1, RevisionId::new("ns", revision))],
-                tags: vec![],
-            }),
+            targets: Arc::new(Targets { shares: vec![(1, RevisionId::new("ns", revision))], tags: vec![] }),
         };
         let (tag, name) = (RouteId::new("ns", "b"), RouteId::new("ns", "z"));
         let served = |table: &Table<RevisionId>| {
-            table
-                .get("a-b.ns.localhost")
-                .map(|entry| entry.targets.pick(0).unwrap().name.to_string())
+            table.get("a-b.ns.localhost").map(|entry| entry.targets.pick(0).unwrap().name.to_string())
         };
         table.set(&tag, &[claim(true, "tagged")], Clone::clone);
         assert_eq!(served(&table).as_deref(), Some("tagged"));
@@ -465,11 +354,7 @@ mod tests {
             ("", None),
         ];
         for (given, want) in rows {
-            assert_eq!(
-                normalise(given.as_bytes(), &mut [0; HOST_LIMIT_BYTES]),
-                want,
-                "{given}"
-            );
+            assert_eq!(normalise(given.as_bytes(), &mut [0; HOST_LIMIT_BYTES]), want, "{given}");
         }
         assert_eq!(normalise(&[b'a'; 254], &mut [0; HOST_LIMIT_BYTES]), None);
     }

@@ -80,10 +80,7 @@ impl Settings {
         let (port, protocol) = port_of(container);
         let label = |key| Arc::from(revision.labels().get(key).map_or("", String::as_str));
         Self {
-            concurrency: spec
-                .container_concurrency
-                .and_then(|n| u32::try_from(n).ok())
-                .unwrap_or(0),
+            concurrency: spec.container_concurrency.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             timeout: seconds(spec.timeout_seconds).unwrap_or(DEFAULT_TIMEOUT),
             response_start_timeout: seconds(spec.response_start_timeout_seconds),
             idle_timeout: seconds(spec.idle_timeout_seconds),
@@ -98,29 +95,18 @@ impl Settings {
 
 /// 0 and absent both mean "not set".
 fn seconds(value: Option<i64>) -> Option<Duration> {
-    value
-        .and_then(|s| u64::try_from(s).ok())
-        .filter(|s| *s > 0)
-        .map(Duration::from_secs)
+    value.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0).map(Duration::from_secs)
 }
 
 /// The one container with a port; where none has one, the first.
 fn serving_container(spec: &RevisionSpec) -> Option<&Container> {
     let with_port = |c: &&Container| c.ports.as_ref().is_some_and(|ports| !ports.is_empty());
-    spec.pod
-        .containers
-        .iter()
-        .find(with_port)
-        .or(spec.pod.containers.first())
+    spec.pod.containers.iter().find(with_port).or(spec.pod.containers.first())
 }
 
 fn port_of(container: Option<&Container>) -> (u16, Protocol) {
-    let port = container
-        .and_then(|c| c.ports.as_ref())
-        .and_then(|ports| ports.first());
-    let number = port
-        .and_then(|p| valid_port(p.container_port))
-        .unwrap_or(DEFAULT_PORT);
+    let port = container.and_then(|c| c.ports.as_ref()).and_then(|ports| ports.first());
+    let number = port.and_then(|p| valid_port(p.container_port)).unwrap_or(DEFAULT_PORT);
     let h2c = port.and_then(|p| p.name.as_deref()) == Some("h2c");
     (number, if h2c { Protocol::H2c } else { Protocol::Http1 })
 }
@@ -135,22 +121,13 @@ fn probe_of(probe: Option<&PodProbe>, port: u16) -> Probe {
     if probe.exec.is_some() || probe.grpc.is_some() {
         return Probe::Node;
     }
-    let named = probe
-        .tcp_socket
-        .as_ref()
-        .and_then(|socket| numbered(&socket.port));
-    Probe::Tcp {
-        port: named.unwrap_or(port),
-    }
+    let named = probe.tcp_socket.as_ref().and_then(|socket| numbered(&socket.port));
+    Probe::Tcp { port: named.unwrap_or(port) }
 }
 
 fn http_probe(get: &HTTPGetAction, port: u16) -> Probe {
     let port = numbered(&get.port).unwrap_or(port);
-    if get
-        .scheme
-        .as_deref()
-        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
-    {
+    if get.scheme.as_deref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")) {
         return Probe::Tcp { port };
     }
     let mut host = get.host.clone();
@@ -162,17 +139,8 @@ fn http_probe(get: &HTTPGetAction, port: u16) -> Probe {
             headers.push((name, value));
         }
     }
-    let path = get
-        .path
-        .clone()
-        .filter(|path| path.starts_with('/'))
-        .unwrap_or_else(|| "/".to_owned());
-    Probe::Http {
-        port,
-        path,
-        host,
-        headers,
-    }
+    let path = get.path.clone().filter(|path| path.starts_with('/')).unwrap_or_else(|| "/".to_owned());
+    Probe::Http { port, path, host, headers }
 }
 
 /// A named port, and Knative's 0, mean the serving port.
@@ -202,18 +170,8 @@ mod tests {
     #[test]
     fn an_empty_revision_gets_the_references_defaults() {
         let settings = settings(json!({"containers": [{"name": "c"}]}));
-        assert_eq!(
-            (
-                settings.concurrency,
-                settings.timeout.as_secs(),
-                settings.port
-            ),
-            (0, 300, 8080)
-        );
-        assert_eq!(
-            (settings.protocol, settings.probe),
-            (Protocol::Http1, Probe::Tcp { port: 8080 })
-        );
+        assert_eq!((settings.concurrency, settings.timeout.as_secs(), settings.port), (0, 300, 8080));
+        assert_eq!((settings.protocol, settings.probe), (Protocol::Http1, Probe::Tcp { port: 8080 }));
         assert_eq!((&*settings.service, &*settings.configuration), ("s", ""));
     }
 
@@ -223,47 +181,23 @@ mod tests {
             "containerConcurrency": 3, "timeoutSeconds": 9, "responseStartTimeoutSeconds": 4, "idleTimeoutSeconds": 0,
             "containers": [{"name": "sidecar"}, {"name": "app", "ports": [{"containerPort": 9000, "name": "h2c"}]}],
         }));
-        assert_eq!(
-            (
-                settings.concurrency,
-                settings.timeout.as_secs(),
-                settings.port
-            ),
-            (3, 9, 9000)
-        );
-        assert_eq!(
-            settings.response_start_timeout,
-            Some(Duration::from_secs(4))
-        );
-        assert_eq!(
-            (settings.idle_timeout, settings.protocol),
-            (None, Protocol::H2c)
-        );
+        assert_eq!((settings.concurrency, settings.timeout.as_secs(), settings.port), (3, 9, 9000));
+        assert_eq!(settings.response_start_timeout, Some(Duration::from_secs(4)));
+        assert_eq!((settings.idle_timeout, settings.protocol), (None, Protocol::H2c));
     }
 
     #[test]
     fn probes() {
         let rows = [
             (json!({"tcpSocket": {"port": 0}}), Probe::Tcp { port: 8080 }),
-            (
-                json!({"tcpSocket": {"port": "http1"}}),
-                Probe::Tcp { port: 8080 },
-            ),
+            (json!({"tcpSocket": {"port": "http1"}}), Probe::Tcp { port: 8080 }),
             (json!({"tcpSocket": {"port": 81}}), Probe::Tcp { port: 81 }),
             (json!({"exec": {"command": ["true"]}}), Probe::Node),
             (json!({"grpc": {"port": 1}}), Probe::Node),
-            (
-                json!({"httpGet": {"port": 7, "scheme": "HTTPS"}}),
-                Probe::Tcp { port: 7 },
-            ),
+            (json!({"httpGet": {"port": 7, "scheme": "HTTPS"}}), Probe::Tcp { port: 7 }),
             (
                 json!({"httpGet": {"port": 0, "path": "/ok?x", "httpHeaders": [{"name": "Host", "value": "h"}]}}),
-                Probe::Http {
-                    port: 8080,
-                    path: "/ok?x".into(),
-                    host: Some("h".into()),
-                    headers: vec![],
-                },
+                Probe::Http { port: 8080, path: "/ok?x".into(), host: Some("h".into()), headers: vec![] },
             ),
         ];
         for (probe, want) in rows {

@@ -86,13 +86,7 @@ impl<I: Clone, W> Throttle<I, W> {
     pub fn add(&mut self, instance: I) -> Key {
         let key = self.next_key;
         self.next_key += 1;
-        self.instances.insert(
-            key,
-            Tracked {
-                state: Instance::Starting { in_flight: 0 },
-                instance,
-            },
-        );
+        self.instances.insert(key, Tracked { state: Instance::Starting { in_flight: 0 }, instance });
         key
     }
 
@@ -103,11 +97,7 @@ impl<I: Clone, W> Throttle<I, W> {
         if self.queue.is_empty()
             && let Some((key, instance)) = self.take()
         {
-            return Admission::Granted(Grant {
-                ticket,
-                key,
-                instance,
-            });
+            return Admission::Granted(Grant { ticket, key, instance });
         }
         if self.queue.len() >= self.queue_limit {
             return Admission::Full;
@@ -146,18 +136,8 @@ impl<I: Clone, W> Throttle<I, W> {
     /// are not ready, of those the newest.
     pub fn retire(&mut self, count: usize) -> Vec<Key> {
         let active = |state: Instance| state.is_ready() || state.is_starting();
-        let mut order: Vec<_> = self
-            .instances
-            .iter()
-            .filter(|(_, t)| active(t.state))
-            .collect();
-        order.sort_by_key(|(key, t)| {
-            (
-                t.state.in_flight(),
-                t.state.is_ready(),
-                std::cmp::Reverse(**key),
-            )
-        });
+        let mut order: Vec<_> = self.instances.iter().filter(|(_, t)| active(t.state)).collect();
+        order.sort_by_key(|(key, t)| (t.state.in_flight(), t.state.is_ready(), std::cmp::Reverse(**key)));
         let chosen: Vec<Key> = order.into_iter().take(count).map(|(key, _)| *key).collect();
         for key in &chosen {
             self.apply(*key, Event::Drain);
@@ -172,9 +152,7 @@ impl<I: Clone, W> Throttle<I, W> {
 
     /// What the shell keeps for each instance.
     pub fn instances(&self) -> impl Iterator<Item = (Key, Instance, &I)> {
-        self.instances
-            .iter()
-            .map(|(key, t)| (*key, t.state, &t.instance))
+        self.instances.iter().map(|(key, t)| (*key, t.state, &t.instance))
     }
 
     /// Requests that wait.
@@ -197,14 +175,7 @@ impl<I: Clone, W> Throttle<I, W> {
         }
         let (key, instance) = self.take()?;
         let (ticket, waiter) = self.queue.pop_first()?;
-        Some((
-            waiter,
-            Grant {
-                ticket,
-                key,
-                instance,
-            },
-        ))
+        Some((waiter, Grant { ticket, key, instance }))
     }
 
     /// Takes a slot on one of two instances drawn at random, the one with fewer requests; if both are full, on the
@@ -216,22 +187,11 @@ impl<I: Clone, W> Throttle<I, W> {
             1 => self.ready[0],
             _ => {
                 let (a, b) = self.draw_two(count);
-                if self.in_flight(a) <= self.in_flight(b) {
-                    a
-                } else {
-                    b
-                }
+                if self.in_flight(a) <= self.in_flight(b) { a } else { b }
             }
         };
-        let key = if self.has_room(key) {
-            key
-        } else {
-            *self.ready.iter().find(|key| self.has_room(**key))?
-        };
-        let tracked = self
-            .instances
-            .get_mut(&key)
-            .expect("a ready instance is tracked");
+        let key = if self.has_room(key) { key } else { *self.ready.iter().find(|key| self.has_room(**key))? };
+        let tracked = self.instances.get_mut(&key).expect("a ready instance is tracked");
         tracked.state = tracked.state.step(Event::Taken);
         Some((key, tracked.instance.clone()))
     }
@@ -244,9 +204,7 @@ impl<I: Clone, W> Throttle<I, W> {
     }
 
     fn in_flight(&self, key: Key) -> u32 {
-        self.instances
-            .get(&key)
-            .map_or(u32::MAX, |t| t.state.in_flight())
+        self.instances.get(&key).map_or(u32::MAX, |t| t.state.in_flight())
     }
 
     fn has_room(&self, key: Key) -> bool {
@@ -300,10 +258,7 @@ mod tests {
         }
         assert!(throttle.cancel(2));
         assert!(!throttle.cancel(2));
-        assert_eq!(
-            waiters(throttle.step(key, Event::ProbeSucceeded)),
-            [0, 1, 3, 4]
-        );
+        assert_eq!(waiters(throttle.step(key, Event::ProbeSucceeded)), [0, 1, 3, 4]);
         assert!(matches!(throttle.admit(|| 9), Admission::Granted(_)));
     }
 
@@ -325,15 +280,10 @@ mod tests {
         let mut throttle = Numbers::new(2, 1);
         throttle.set_limit(1);
         let keys = ready(&mut throttle, 1);
-        let Admission::Granted(grant) = throttle.admit(|| 0) else {
-            panic!("no slot")
-        };
+        let Admission::Granted(grant) = throttle.admit(|| 0) else { panic!("no slot") };
         throttle.admit(|| 1);
         assert!(throttle.hand_back(grant.ticket, grant.key, 0).is_empty());
-        assert_eq!(
-            throttle.state(keys[0]),
-            Some(Instance::Starting { in_flight: 0 })
-        );
+        assert_eq!(throttle.state(keys[0]), Some(Instance::Starting { in_flight: 0 }));
         assert_eq!(waiters(throttle.step(keys[0], Event::ProbeSucceeded)), [0]);
     }
 
@@ -343,19 +293,14 @@ mod tests {
         throttle.set_limit(1);
         let keys = ready(&mut throttle, 3);
         let starting = throttle.add(());
-        let Admission::Granted(one) = throttle.admit(|| 0) else {
-            panic!("no slot")
-        };
+        let Admission::Granted(one) = throttle.admit(|| 0) else { panic!("no slot") };
         let idle: Vec<Key> = keys.iter().copied().filter(|key| *key != one.key).collect();
         assert_eq!(throttle.retire(2), [starting, idle[1]]);
         assert_eq!(throttle.retire(9), [idle[0], one.key]);
         assert_eq!(throttle.ready(), 0);
         assert_eq!(throttle.admit(|| 5), Admission::Queued(1));
         assert!(throttle.finish(one.key).is_none());
-        assert_eq!(
-            throttle.state(one.key),
-            Some(Instance::Draining { in_flight: 0 })
-        );
+        assert_eq!(throttle.state(one.key), Some(Instance::Draining { in_flight: 0 }));
         throttle.step(one.key, Event::Gone);
         assert_eq!(throttle.state(one.key), None);
     }
@@ -367,14 +312,8 @@ mod tests {
         for _ in 0..400 {
             throttle.admit(|| 0);
         }
-        let loads: Vec<u32> = keys
-            .iter()
-            .map(|key| throttle.state(*key).unwrap().in_flight())
-            .collect();
-        assert!(
-            loads.iter().all(|load| (90..=110).contains(load)),
-            "{loads:?}"
-        );
+        let loads: Vec<u32> = keys.iter().map(|key| throttle.state(*key).unwrap().in_flight()).collect();
+        assert!(loads.iter().all(|load| (90..=110).contains(load)), "{loads:?}");
     }
 
     #[derive(Clone, Debug)]
@@ -412,11 +351,7 @@ mod tests {
     impl Model {
         fn granted(&mut self, grants: Grants<(), u32>) {
             for (_, grant) in grants {
-                assert_eq!(
-                    self.waiting.iter().min(),
-                    Some(&grant.ticket),
-                    "the oldest is served first"
-                );
+                assert_eq!(self.waiting.iter().min(), Some(&grant.ticket), "the oldest is served first");
                 self.waiting.retain(|ticket| *ticket != grant.ticket);
                 self.running.push((grant.ticket, grant.key));
             }
@@ -433,7 +368,8 @@ mod tests {
                 Act::Arrive => match self.throttle.admit(|| 0) {
                     Admission::Granted(grant) => self.running.push((grant.ticket, grant.key)),
                     Admission::Queued(ticket) => self.waiting.push(ticket),
-                    Admission::Full => assert_eq!(self.waiting.len(), 5),
+                    // Requests handed back wait beyond the limit.
+                    Admission::Full => assert!(self.waiting.len() >= 5),
                 },
                 Act::Finish(n) if !self.running.is_empty() => {
                     let (_, key) = self.running.swap_remove(n % self.running.len());
@@ -452,12 +388,7 @@ mod tests {
                 }
                 Act::Step(n, event) if !self.keys.is_empty() => {
                     let key = self.keys[n % self.keys.len()];
-                    let events = [
-                        Event::ProbeSucceeded,
-                        Event::ConnectFailed,
-                        Event::Drain,
-                        Event::Gone,
-                    ];
+                    let events = [Event::ProbeSucceeded, Event::ConnectFailed, Event::Drain, Event::Gone];
                     let grants = self.throttle.step(key, events[usize::from(event)]);
                     self.granted(grants);
                 }
@@ -471,21 +402,11 @@ mod tests {
             let mut room = false;
             for (key, state, ()) in self.throttle.instances() {
                 let running = self.running.iter().filter(|(_, on)| *on == key).count();
-                assert_eq!(
-                    state.in_flight() as usize,
-                    running,
-                    "each request is counted once"
-                );
-                assert!(
-                    self.limit == 0 || running <= self.limit as usize,
-                    "the limit is hard"
-                );
+                assert_eq!(state.in_flight() as usize, running, "each request is counted once");
+                assert!(self.limit == 0 || running <= self.limit as usize, "the limit is hard");
                 room |= state.is_ready() && (self.limit == 0 || running < self.limit as usize);
             }
-            assert!(
-                self.waiting.is_empty() || !room,
-                "nobody waits beside a free slot"
-            );
+            assert!(self.waiting.is_empty() || !room, "nobody waits beside a free slot");
         }
     }
 

@@ -39,9 +39,7 @@ pub struct ColdStart {
 impl ColdStart {
     /// The stages that a request went through if its instance became ready while it waited.
     pub fn of(arrived: Instant, granted: Instant, stages: Stages) -> Option<Self> {
-        let ready = stages
-            .ready
-            .filter(|ready| *ready > arrived && *ready <= granted)?;
+        let ready = stages.ready.filter(|ready| *ready > arrived && *ready <= granted)?;
         let seen = stages.seen.max(arrived);
         let addressed = stages.addressed.unwrap_or(ready).max(seen);
         Some(Self {
@@ -56,22 +54,14 @@ impl ColdStart {
 pub fn server_timing(timing: &Timing, cold: Option<ColdStart>) -> Option<HeaderValue> {
     let mut text = String::with_capacity(if cold.is_some() { 160 } else { 64 });
     write_stage(&mut text, "route", timing.routed - timing.arrived);
-    write_stage(
-        &mut text,
-        "queue",
-        timing.granted.saturating_duration_since(timing.routed),
-    );
+    write_stage(&mut text, "queue", timing.granted.saturating_duration_since(timing.routed));
     if let Some(cold) = cold {
         text.push_str("cold, ");
         write_stage(&mut text, "schedule", cold.schedule);
         write_stage(&mut text, "start", cold.start);
         write_stage(&mut text, "probe", cold.probe);
     }
-    write_stage(
-        &mut text,
-        "app",
-        timing.responded.saturating_duration_since(timing.granted),
-    );
+    write_stage(&mut text, "app", timing.responded.saturating_duration_since(timing.granted));
     text.truncate(text.len() - 2);
     HeaderValue::try_from(text).ok()
 }
@@ -91,25 +81,12 @@ mod tests {
     fn a_warm_and_a_cold_request() {
         let t0 = Instant::now();
         let at = |ms| t0 + Duration::from_millis(ms);
-        let timing = Timing {
-            arrived: at(10),
-            routed: at(10),
-            granted: at(52),
-            responded: at(60),
-        };
-        let warm = Stages {
-            seen: at(0),
-            addressed: Some(at(1)),
-            ready: Some(at(5)),
-        };
+        let timing = Timing { arrived: at(10), routed: at(10), granted: at(52), responded: at(60) };
+        let warm = Stages { seen: at(0), addressed: Some(at(1)), ready: Some(at(5)) };
         assert_eq!(ColdStart::of(timing.arrived, timing.granted, warm), None);
         let text = server_timing(&timing, None).unwrap();
         assert_eq!(text, "route;dur=0.000, queue;dur=42.000, app;dur=8.000");
-        let cold = Stages {
-            seen: at(12),
-            addressed: Some(at(30)),
-            ready: Some(at(51)),
-        };
+        let cold = Stages { seen: at(12), addressed: Some(at(30)), ready: Some(at(51)) };
         let cold = ColdStart::of(timing.arrived, timing.granted, cold);
         let text = server_timing(&timing, cold).unwrap();
         let want = "route;dur=0.000, queue;dur=42.000, cold, schedule;dur=2.000, start;dur=18.000, \
@@ -121,15 +98,8 @@ mod tests {
     fn an_instance_that_was_on_its_way_already_counts_from_the_arrival() {
         let t0 = Instant::now();
         let at = |ms| t0 + Duration::from_millis(ms);
-        let stages = Stages {
-            seen: at(0),
-            addressed: Some(at(5)),
-            ready: Some(at(20)),
-        };
+        let stages = Stages { seen: at(0), addressed: Some(at(5)), ready: Some(at(20)) };
         let cold = ColdStart::of(at(10), at(20), stages).unwrap();
-        assert_eq!(
-            (cold.schedule, cold.start, cold.probe.as_millis()),
-            (Duration::ZERO, Duration::ZERO, 10)
-        );
+        assert_eq!((cold.schedule, cold.start, cold.probe.as_millis()), (Duration::ZERO, Duration::ZERO, 10));
     }
 }

@@ -33,14 +33,8 @@ pub async fn run(
             Err(error) => return debug!(%error, "upgrade failed"),
         };
         let bytes = Arc::new(AtomicU64::new(0));
-        let mut client = Counted {
-            inner: TokioIo::new(client),
-            bytes: bytes.clone(),
-        };
-        let mut workload = Counted {
-            inner: TokioIo::new(workload),
-            bytes: bytes.clone(),
-        };
+        let mut client = Counted { inner: TokioIo::new(client), bytes: bytes.clone() };
+        let mut workload = Counted { inner: TokioIo::new(workload), bytes: bytes.clone() };
         tokio::select! {
             // A side that breaks off is an end like any other.
             _ = copy_bidirectional(&mut client, &mut workload) => {}
@@ -79,25 +73,16 @@ struct Counted<T> {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        self.bytes
-            .fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        self.bytes.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 

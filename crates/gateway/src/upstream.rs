@@ -135,11 +135,7 @@ impl Upstream {
             ip: OnceLock::new(),
             node_ready: AtomicBool::new(false),
             probing: AtomicBool::new(false),
-            stages: Mutex::new(Stages {
-                seen: now,
-                addressed: None,
-                ready: None,
-            }),
+            stages: Mutex::new(Stages { seen: now, addressed: None, ready: None }),
             idle: Mutex::default(),
             shared: tokio::sync::Mutex::default(),
         })
@@ -186,21 +182,12 @@ impl Upstream {
     }
 
     /// An HTTP/1 connection over a TCP connection.
-    pub async fn http1_over(
-        &self,
-        port: u16,
-        stream: TcpStream,
-    ) -> Result<Box<Http1>, ConnectError> {
+    pub async fn http1_over(&self, port: u16, stream: TcpStream) -> Result<Box<Http1>, ConnectError> {
         let address = SocketAddr::new(self.ip().ok_or(ConnectError::NoAddress)?, port);
         let (sender, driver) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|source| ConnectError::Handshake { address, source })?;
-        Ok(Box::new(Http1 {
-            sender,
-            driver,
-            closed: false,
-            idle_since: Instant::now(),
-        }))
+        Ok(Box::new(Http1 { sender, driver, closed: false, idle_since: Instant::now() }))
     }
 
     /// A new HTTP/1 connection.
@@ -249,10 +236,7 @@ impl Upstream {
         let now = Instant::now();
         let old: Vec<Box<Http1>> = {
             let mut idle = self.idle.lock();
-            let count = idle
-                .iter()
-                .take_while(|c| now.duration_since(c.idle_since) >= older_than)
-                .count();
+            let count = idle.iter().take_while(|c| now.duration_since(c.idle_since) >= older_than).count();
             idle.drain(..count).collect()
         };
         // Closed here, with the lock given back.
