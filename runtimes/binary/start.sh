@@ -2,7 +2,7 @@
 # Starts the executable that the handler names, else the only one at the top of the code.
 fail() {
     echo "$1" >&2
-    echo "$1" >/dev/termination-log
+    [ ! -e /dev/termination-log ] || echo "$1" >/dev/termination-log
     exit 1
 }
 cd "${COLIBRI_CODE:=/code}" || fail "there is no code at $COLIBRI_CODE"

@@ -180,6 +180,37 @@ mod tests {
     }
 
     #[test]
+    fn a_binary_function_starts_its_executable_or_says_what_is_wrong() {
+        use std::os::unix::fs::PermissionsExt;
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../runtimes/binary/start.sh");
+        type Files<'a> = &'a [(&'a str, u32)];
+        let run = |files: Files, handler: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            for (name, mode) in files {
+                let file = dir.path().join(name);
+                fs::write(&file, "#!/bin/sh\necho this is $0\n").unwrap();
+                fs::set_permissions(&file, fs::Permissions::from_mode(*mode)).unwrap();
+            }
+            let mut command = Command::new("/bin/sh");
+            command.arg(&script).env("COLIBRI_CODE", dir.path()).env("COLIBRI_HANDLER", handler);
+            let output = command.output().unwrap();
+            String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+        };
+        let rows: [(Files, &str, &str); 6] = [
+            (&[("server", 0o755), ("data.txt", 0o644)], "", "this is ./server"),
+            (&[("a", 0o755), ("b", 0o755)], "b", "this is ./b"),
+            (&[("a", 0o755), ("b", 0o755)], "", "several executables, a and b; name one"),
+            (&[("a", 0o644)], "", "no executable at its top; run chmod +x"),
+            (&[("a", 0o644)], "a", "not executable; run chmod +x"),
+            (&[("a", 0o755)], "c", "no such file; it has: a"),
+        ];
+        for (files, handler, expected) in rows {
+            let found = run(files, handler);
+            assert!(found.contains(expected), "{found:?} does not contain {expected:?}");
+        }
+    }
+
+    #[test]
     fn every_runtime_of_the_api_has_a_command() {
         for runtime in api::functions::admission::RUNTIMES {
             assert!(command(runtime).is_some(), "{runtime}");

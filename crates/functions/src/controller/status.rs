@@ -2,11 +2,12 @@
 
 use api::conditions::{Condition, ConditionStatus, Conditions, READY};
 use api::functions::{BuildStatus, FUNCTION_DEPENDENTS, FunctionStatus};
-use api::serving::{Revision, Service};
+use api::serving::{Revision, Service, ServiceStatus};
 use jiff::Timestamp;
 
 use super::observe::{Observed, Source};
 use super::plan::belongs;
+use super::resources::service::{self, Code};
 
 /// What Knative puts before a container's own last words.
 const CONTAINER_PREFIX: &str = "Container failed with: ";
@@ -79,12 +80,17 @@ fn mark_service(observed: &Observed, service: Option<&Service>, conditions: &mut
         return;
     };
     let status = service.status.clone().unwrap_or_default();
-    if !has_taken(observed, service) {
+    let wanted = wanted(observed);
+    let taken = wanted.as_ref().is_none_or(|wanted| service::is_as_wanted(service, wanted));
+    if !taken || status.observed_generation != service.metadata.generation {
         conditions.mark_unknown("RevisionReady", "Deploying", "the new version is being made");
         conditions.mark_unknown("RouteReady", "Deploying", "the new version is being made");
         return;
     }
-    mark_revision(observed.revision.as_deref(), &status, conditions);
+    // A Service's status may for a moment name the Revision of before: its failure is not that of the new code.
+    let newest = observed.revision.as_deref();
+    let newest = newest.filter(|revision| wanted.as_ref().is_none_or(|wanted| service::is_of_template(revision, wanted)));
+    mark_revision(newest, &status, conditions);
     match find(&status.conditions, "RoutesReady") {
         // A failed new version leaves the routes as they were.
         Some(routes) if routes.status == ConditionStatus::True => conditions.mark_true("RouteReady"),
@@ -93,38 +99,32 @@ fn mark_service(observed: &Observed, service: Option<&Service>, conditions: &mut
     }
 }
 
-/// Whether the Service carries what this Function asks for, and its status speaks of it.
-fn has_taken(observed: &Observed, service: &Service) -> bool {
+/// The Service that the Function asks for, where its code is there.
+fn wanted(observed: &Observed) -> Option<Service> {
     let code = match &observed.source {
-        Source::Archive { digest } => super::resources::service::Code::Archive { digest },
-        Source::Image { reference } => super::resources::service::Code::Image { reference },
-        Source::Invalid { .. } | Source::Missing { .. } => return true,
+        Source::Archive { digest } => Code::Archive { digest },
+        Source::Image { reference } => Code::Image { reference },
+        Source::Invalid { .. } | Source::Missing { .. } => return None,
     };
-    let wanted = super::resources::service::make(&observed.function, &code);
-    let observed_generation = service.status.as_ref().and_then(|status| status.observed_generation);
-    super::resources::service::is_as_wanted(service, &wanted) && observed_generation == service.metadata.generation
+    Some(service::make(&observed.function, &code))
 }
 
-fn mark_revision(revision: Option<&Revision>, status: &api::serving::ServiceStatus, conditions: &mut Conditions) {
-    let newest = status.latest_created_revision_name.as_deref();
-    let ready = newest.is_some() && newest == status.latest_ready_revision_name.as_deref();
-    let found = revision.and_then(|revision| find(&revision.status.as_ref()?.conditions, READY));
-    match (found, ready) {
-        (Some(condition), _) if condition.status == ConditionStatus::False => {
-            let message = condition.message.as_deref().unwrap_or("the version failed and did not say why");
+/// What is said of the newest Revision; `None` while the newest is not made or not seen yet.
+fn mark_revision(revision: Option<&Revision>, status: &ServiceStatus, conditions: &mut Conditions) {
+    let Some(revision) = revision else {
+        return conditions.mark_unknown("RevisionReady", "Deploying", "the new version is being made");
+    };
+    let known = revision.status.as_ref().and_then(|status| find(&status.conditions, READY));
+    let is_routed = status.latest_ready_revision_name == revision.metadata.name;
+    match known {
+        Some(ready) if ready.status == ConditionStatus::False => {
+            let message = ready.message.as_deref().unwrap_or("the version failed and did not say why");
             let message = message.strip_prefix(CONTAINER_PREFIX).unwrap_or(message).trim();
-            conditions.mark_false("RevisionReady", condition.reason.as_deref().unwrap_or("RevisionFailed"), message);
+            conditions.mark_false("RevisionReady", ready.reason.as_deref().unwrap_or("RevisionFailed"), message);
         }
-        (_, true) => conditions.mark_true("RevisionReady"),
-        (Some(condition), false) if condition.status == ConditionStatus::Unknown => {
-            conditions.copy_from("RevisionReady", condition);
-        }
-        (_, false) => match find(&status.conditions, "ConfigurationsReady") {
-            Some(condition) if condition.status != ConditionStatus::True => {
-                conditions.copy_from("RevisionReady", condition);
-            }
-            _ => conditions.mark_unknown("RevisionReady", "Deploying", "the new version is starting"),
-        },
+        Some(ready) if ready.status == ConditionStatus::True || is_routed => conditions.mark_true("RevisionReady"),
+        Some(ready) => conditions.copy_from("RevisionReady", ready),
+        None => conditions.mark_unknown("RevisionReady", "Deploying", "the new version is starting"),
     }
 }
 

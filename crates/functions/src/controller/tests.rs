@@ -58,8 +58,17 @@ impl Observed {
         self
     }
 
-    fn revision(mut self, conditions: Value) -> Self {
-        let revision = json!({"metadata": {"name": "greet-00002"}, "spec": {}, "status": {"conditions": conditions}});
+    /// The newest Revision, made from the template that is wanted now.
+    fn revision(self, status: &str, reason: &str, message: &str) -> Self {
+        let wanted = service::make(&self.function, &Code::Archive { digest: DIGEST });
+        let annotations = wanted.spec.template.metadata.unwrap().annotations.unwrap();
+        self.revision_of(json!(annotations), status, reason, message)
+    }
+
+    fn revision_of(mut self, annotations: Value, status: &str, reason: &str, message: &str) -> Self {
+        let ready = json!({"type": "Ready", "status": status, "reason": reason, "message": message});
+        let metadata = json!({"name": "greet-00002", "annotations": annotations});
+        let revision = json!({"metadata": metadata, "spec": {}, "status": {"conditions": [ready]}});
         self.revision = Some(Arc::new(object::<Revision>(revision)));
         self
     }
@@ -140,7 +149,7 @@ fn a_new_function_gets_a_service() {
 #[test]
 fn ready_is_ready() {
     check(
-        simple().service(serving("greet-00002", "greet-00002")),
+        simple().service(serving("greet-00002", "greet-00002")).revision("True", "", ""),
         expect![[r#"
             BuildReady=True
             Ready=True
@@ -155,9 +164,8 @@ fn ready_is_ready() {
 #[test]
 fn a_failed_version_says_what_the_interpreter_said_and_the_one_before_serves() {
     let message = "Container failed with: main.py:2: SyntaxError: '(' was never closed\n    print(\n         ^";
-    let ready = json!([{"type": "Ready", "status": "False", "reason": "ExitCode1", "message": message}]);
     check(
-        simple().service(serving("greet-00002", "greet-00001")).revision(ready),
+        simple().service(serving("greet-00002", "greet-00001")).revision("False", "ExitCode1", message),
         expect![[r#"
             BuildReady=True
             Ready=False (ExitCode1): main.py:2: SyntaxError: '(' was never closed
@@ -174,10 +182,25 @@ fn a_failed_version_says_what_the_interpreter_said_and_the_one_before_serves() {
 }
 
 #[test]
-fn a_version_that_starts_is_waited_for() {
-    let ready = json!([{"type": "Ready", "status": "Unknown", "reason": "Deploying", "message": "starting"}]);
+fn the_failure_of_the_version_before_is_not_that_of_the_new_code() {
+    let old = json!({service::APPLIED_ANNOTATION: "of other code"});
     check(
-        simple().service(serving("greet-00002", "greet-00001")).revision(ready),
+        simple().service(serving("greet-00002", "greet-00001")).revision_of(old, "False", "ExitCode1", "old"),
+        expect![[r#"
+            BuildReady=True
+            Ready=Unknown (Deploying): the new version is being made
+            RevisionReady=Unknown (Deploying): the new version is being made
+            RouteReady=True
+            SourceReady=True
+            version greet-00001, url http://greet.default.localhost:8080
+        "#]],
+    );
+}
+
+#[test]
+fn a_version_that_starts_is_waited_for() {
+    check(
+        simple().service(serving("greet-00002", "greet-00001")).revision("Unknown", "Deploying", "starting"),
         expect![[r#"
             BuildReady=True
             Ready=Unknown (Deploying): starting
@@ -285,6 +308,7 @@ fn the_service_says_everything_that_the_function_says() {
     let Some(ServiceWrite::Create(service)) = plan(&observed, now()).service else { panic!("no Service is created") };
     let mut value = serde_json::to_value(&service).unwrap();
     value["metadata"]["annotations"][service::APPLIED_ANNOTATION] = json!("HASH");
+    value["spec"]["template"]["metadata"]["annotations"][service::APPLIED_ANNOTATION] = json!("HASH");
     expect![[r#"
         {
           "apiVersion": "serving.knative.dev/v1",
@@ -316,7 +340,8 @@ fn the_service_says_everything_that_the_function_says() {
                   "autoscaling.knative.dev/min-scale": "1",
                   "autoscaling.knative.dev/scale-to-zero-pod-retention-period": "30s",
                   "autoscaling.knative.dev/target-utilization-percentage": "70",
-                  "autoscaling.knative.dev/window": "60s"
+                  "autoscaling.knative.dev/window": "60s",
+                  "functions.colibri.dev/applied": "HASH"
                 },
                 "labels": {
                   "functions.colibri.dev/function": "greet"
@@ -467,12 +492,11 @@ fn a_field_that_was_taken_away_is_a_difference() {
 
 #[test]
 fn planning_again_after_a_plan_was_applied_yields_nothing() {
-    let failed = json!([{"type": "Ready", "status": "False", "reason": "ExitCode1", "message": "x"}]);
     let cases = [
         simple(),
         simple().foreign(),
-        simple().service(serving("greet-00002", "greet-00002")),
-        simple().service(serving("greet-00002", "greet-00001")).revision(failed),
+        simple().service(serving("greet-00002", "greet-00002")).revision("True", "", ""),
+        simple().service(serving("greet-00002", "greet-00001")).revision("False", "ExitCode1", "x"),
         simple().source(Source::Missing { digest: DIGEST.to_owned() }),
         simple().source(Source::Invalid { message: "x".to_owned() }),
         simple().status(json!({"version": "greet-00001", "url": "http://x", "conditions": []})),

@@ -56,29 +56,42 @@ pub async fn run(args: DeployArgs) -> Result<(), CliError> {
         (Some(_), _) => return Err(CliError::new("--name needs a file with one Function")),
         (None, _) => {}
     }
+    // What can be wrong here is said before a platform is asked for.
+    let prepared: Vec<Prepared> = functions.into_iter().map(|function| prepare(&dir, function)).collect::<Result<_, _>>()?;
     let access = args.target.open().await?;
-    for function in functions {
-        deploy(&args, &access, &dir, function).await?;
+    for prepared in prepared {
+        deploy(&args, &access, prepared).await?;
     }
     Ok(())
 }
 
-async fn deploy(args: &DeployArgs, access: &Access, dir: &Path, mut function: Function) -> Result<(), CliError> {
+/// A valid Function, and the archive that has to be uploaded first.
+struct Prepared {
+    function: Function,
+    archive: Option<Vec<u8>>,
+}
+
+fn prepare(dir: &Path, mut function: Function) -> Result<Prepared, CliError> {
+    let mut archive = None;
+    if function.spec.source.is_none() {
+        let packed = pack(dir)?;
+        let digest = Some(functions::pack::digest(&packed));
+        let uploaded = Archive { digest, ..Archive::default() };
+        function.spec.source = Some(Source { archive: Some(uploaded), ..Source::default() });
+        archive = Some(packed);
+    }
+    check(&function)?;
+    Ok(Prepared { function, archive })
+}
+
+async fn deploy(args: &DeployArgs, access: &Access, prepared: Prepared) -> Result<(), CliError> {
+    let Prepared { mut function, archive } = prepared;
     let name = function.name_any();
     let named = args.target.namespace.clone().or_else(|| function.namespace());
     let namespace = named.unwrap_or_else(|| access.namespace.clone());
     function.metadata.namespace = Some(namespace.clone());
-    if function.spec.source.is_none() {
-        let packed = pack(dir)?;
-        let digest = functions::pack::digest(&packed);
-        function.spec.source = Some(Source {
-            archive: Some(Archive { digest: Some(digest), ..Archive::default() }),
-            ..Source::default()
-        });
-        check(&function)?;
-        upload(access, &namespace, packed).await?;
-    } else {
-        check(&function)?;
+    if let Some(archive) = archive {
+        upload(access, &namespace, archive).await?;
     }
     let api: Api<Function> = Api::namespaced(access.client.clone(), &namespace);
     let change = write(&api, &function).await?;

@@ -5,16 +5,18 @@ use std::collections::BTreeMap;
 use api::functions::settings::{autoscaling_annotations, timeout, timeout_seconds};
 use api::functions::{CODE_PATH, CODE_REGISTRY, CODE_VOLUME, Function, RUNTIME_REGISTRY, VOLUMES_PATH};
 use api::serving::annotations::{FUNCTION_LABEL, USER_CONTAINER};
-use api::serving::{RevisionSpec, RevisionTemplate, Service, ServiceSpec};
+use api::serving::{Revision, RevisionSpec, RevisionTemplate, Service, ServiceSpec};
 use k8s_openapi::api::core::v1::{Container, EnvVar, ImageVolumeSource, PodSpec, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt};
+use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::runtimes;
 
-/// Annotation with a hash of what was asked for: fields that were taken away show up by it.
+/// Annotation with a hash of what was asked for: on the Service of its whole spec, so that fields that were taken away
+/// show up; on the template, and so on each Revision, of the template, so that it is known which Revision is the newest.
 pub const APPLIED_ANNOTATION: &str = "functions.colibri.dev/applied";
 
 /// What the container runs.
@@ -27,7 +29,10 @@ pub enum Code<'a> {
 
 /// The Service that a Function wants.
 pub fn make(function: &Function, code: &Code) -> Service {
-    let spec = ServiceSpec { template: template(function, code), traffic: function.spec.traffic.clone() };
+    let mut spec = ServiceSpec { template: template(function, code), traffic: function.spec.traffic.clone() };
+    let of_template = hash(&spec.template);
+    let annotations = spec.template.metadata.get_or_insert_default().annotations.get_or_insert_default();
+    annotations.insert(APPLIED_ANNOTATION.to_owned(), of_template);
     let applied = hash(&spec);
     let metadata = ObjectMeta {
         name: function.metadata.name.clone(),
@@ -54,6 +59,13 @@ pub fn is_as_wanted(present: &Service, wanted: &Service) -> bool {
     let applied = present.annotations().get(APPLIED_ANNOTATION) == wanted.annotations().get(APPLIED_ANNOTATION);
     let labels = wanted.labels().iter().all(|(name, value)| present.labels().get(name) == Some(value));
     applied && labels && holds(&json(&present.spec), &json(&wanted.spec))
+}
+
+/// Whether a Revision was made from that Service's template.
+pub fn is_of_template(revision: &Revision, wanted: &Service) -> bool {
+    let template = wanted.spec.template.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref());
+    let wanted = template.and_then(|annotations| annotations.get(APPLIED_ANNOTATION));
+    wanted.is_some() && revision.annotations().get(APPLIED_ANNOTATION) == wanted
 }
 
 fn labels(function: &Function) -> BTreeMap<String, String> {
@@ -154,11 +166,11 @@ fn code_reference(function: &Function, digest: &str) -> String {
     format!("{CODE_REGISTRY}/{namespace}/{}@{digest}", function.name_any())
 }
 
-fn json(spec: &ServiceSpec) -> Value {
+fn json(spec: &impl Serialize) -> Value {
     serde_json::to_value(spec).unwrap_or_default()
 }
 
-fn hash(spec: &ServiceSpec) -> String {
+fn hash(spec: &impl Serialize) -> String {
     let digest = Sha256::digest(json(spec).to_string().as_bytes());
     hex::encode(&digest[..16])
 }
