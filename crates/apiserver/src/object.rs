@@ -1,0 +1,149 @@
+//! Stored objects: JSON text in the storage version, with what selectors need parsed out of it.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde_json::{Map, Value};
+
+/// One object as it is stored and shared by all readers.
+///
+/// The text begins with `{"kind":..,"apiVersion":..`, so that both can be cut off without parsing.
+#[derive(Debug)]
+pub struct Object {
+    bytes: Bytes,
+    head: usize,
+    labels: Box<[(Box<str>, Box<str>)]>,
+}
+
+impl Object {
+    /// Encodes an object.
+    pub fn encode(value: &Value) -> Self {
+        let (bytes, head) = encode(value);
+        let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
+        let pair = |(k, v): (&String, &Value)| (k.as_str().into(), v.as_str().unwrap_or_default().into());
+        let labels = labels.map(|labels| labels.iter().map(pair).collect()).unwrap_or_default();
+        Self { bytes, head, labels }
+    }
+
+    /// The whole text.
+    pub fn text(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The text from the first field after kind and apiVersion: `..."}` (without the opening brace).
+    pub fn tail(&self) -> &[u8] {
+        let tail = &self.bytes[self.head..];
+        tail.strip_prefix(b",").unwrap_or(tail)
+    }
+
+    /// The value of a label.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.iter().find(|(k, _)| **k == *key).map(|(_, v)| &**v)
+    }
+
+    /// The object, parsed.
+    pub fn value(&self) -> Value {
+        serde_json::from_slice(&self.bytes).expect("stored objects were encoded by us")
+    }
+
+    /// `apiVersion`, read without parsing the rest.
+    pub fn api_version(&self) -> &str {
+        let head = std::str::from_utf8(&self.bytes[..self.head]).unwrap_or_default();
+        head.split('"').nth(7).unwrap_or_default()
+    }
+}
+
+fn encode(value: &Value) -> (Bytes, usize) {
+    let mut out = BytesMut::with_capacity(1024).writer();
+    let empty = Map::new();
+    let map = value.as_object().unwrap_or(&empty);
+    let write = |out: &mut bytes::buf::Writer<BytesMut>, value: &Value| {
+        serde_json::to_writer(&mut *out, value).expect("writing JSON into memory does not fail");
+    };
+    out.get_mut().put_slice(b"{\"kind\":");
+    write(&mut out, map.get("kind").unwrap_or(&Value::String(String::new())));
+    out.get_mut().put_slice(b",\"apiVersion\":");
+    write(&mut out, map.get("apiVersion").unwrap_or(&Value::String(String::new())));
+    let head = out.get_ref().len();
+    // Metadata comes next, as in the reference; the rest in the map's order.
+    let rest = map.iter().filter(|(key, _)| !matches!(key.as_str(), "kind" | "apiVersion" | "metadata"));
+    let metadata = map.get_key_value("metadata");
+    for (key, value) in metadata.into_iter().chain(rest) {
+        out.get_mut().put_u8(b',');
+        serde_json::to_writer(&mut out, key).expect("writing JSON into memory does not fail");
+        out.get_mut().put_u8(b':');
+        write(&mut out, value);
+    }
+    out.get_mut().put_u8(b'}');
+    (out.into_inner().freeze(), head)
+}
+
+impl store::Record for Object {
+    fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    fn load(_: &str, _: &str, bytes: Bytes) -> Result<Self, String> {
+        let value: Value = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+        if !value.is_object() {
+            return Err("it is not a JSON object".into());
+        }
+        Ok(Self::encode(&value))
+    }
+}
+
+/// A text in `metadata`.
+pub fn meta<'a>(object: &'a Value, field: &str) -> &'a str {
+    object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// `metadata`, made if it is missing.
+pub fn meta_mut(object: &mut Value) -> &mut Map<String, Value> {
+    if !object.is_object() {
+        *object = Value::Object(Map::new());
+    }
+    let map = object.as_object_mut().expect("it was just made an object");
+    let metadata = map.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
+    if !metadata.is_object() {
+        *metadata = Value::Object(Map::new());
+    }
+    metadata.as_object_mut().expect("it was just made an object")
+}
+
+/// Finalizers of an object.
+pub fn finalizers(object: &Value) -> Vec<&str> {
+    let list = object.pointer("/metadata/finalizers").and_then(Value::as_array);
+    list.map(|list| list.iter().filter_map(Value::as_str).collect()).unwrap_or_default()
+}
+
+/// Whether a deletion was asked for.
+pub fn is_deleting(object: &Value) -> bool {
+    object.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null())
+}
+
+/// Key in the store: `namespace/name`, or `name`.
+pub fn key(namespaced: bool, namespace: &str, name: &str) -> String {
+    if namespaced { format!("{namespace}/{name}") } else { name.to_string() }
+}
+
+/// A time as Kubernetes writes it: whole seconds, UTC.
+pub fn time_text(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn kind_and_api_version_come_first_and_can_be_cut_off() {
+        let value = json!({"apiVersion": "apps/v1", "data": {}, "kind": "X", "metadata": {"labels": {"a": "b"}}});
+        let object = Object::encode(&value);
+        assert_eq!(&object.text()[..], br#"{"kind":"X","apiVersion":"apps/v1","metadata":{"labels":{"a":"b"}},"data":{}}"#);
+        assert_eq!(object.tail(), br#""metadata":{"labels":{"a":"b"}},"data":{}}"#);
+        assert_eq!(object.api_version(), "apps/v1");
+        assert_eq!((object.label("a"), object.label("b")), (Some("b"), None));
+        assert_eq!(object.value(), value);
+        assert_eq!(Object::encode(&json!({"kind": "X", "apiVersion": "v1"})).tail(), b"}");
+    }
+}

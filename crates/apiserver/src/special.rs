@@ -1,0 +1,201 @@
+//! The few kinds whose writes do more than store an object: namespaces, services, definitions of custom resources.
+
+use serde_json::{Value, json};
+
+use crate::ApiServer;
+use crate::auth::User;
+use crate::crd;
+use crate::error::{ApiError, ApiResult};
+use crate::object::{self, Object, is_deleting, meta, meta_mut};
+use crate::registry::Served;
+use crate::resource::ResourceDef;
+use crate::verbs::Call;
+
+/// Namespaces that cannot be deleted.
+const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
+
+fn is_namespace(def: &ResourceDef) -> bool {
+    def.group.is_empty() && def.plural == "namespaces"
+}
+
+fn is_crd(def: &ResourceDef) -> bool {
+    def.group == crd::GROUP && def.plural == crd::PLURAL
+}
+
+fn is_service(def: &ResourceDef) -> bool {
+    def.group.is_empty() && def.plural == "services"
+}
+
+impl ApiServer {
+    /// Nothing is created in a namespace that is missing or going.
+    pub(crate) fn admit_namespace(&self, call: &Call, object: &Value) -> ApiResult<()> {
+        let def = &call.served.def;
+        let namespace = &call.target.namespace;
+        if !def.namespaced || def.verbs.iter().all(|verb| verb == "create") {
+            return Ok(());
+        }
+        let Some(entry) = self.store.table("namespaces").get(namespace) else {
+            return Err(ApiError::not_found_in("", "namespaces", namespace));
+        };
+        if !is_deleting(&entry.record.value()) {
+            return Ok(());
+        }
+        let name = Some(meta(object, "name")).filter(|n| !n.is_empty()).unwrap_or_else(|| meta(object, "generateName"));
+        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+        let mut error = ApiError::forbidden(def, name, &why);
+        if let Some(details) = &mut error.details {
+            details["causes"] = json!([{
+                "reason": "NamespaceTerminating",
+                "message": format!("namespace {namespace} is being terminated"),
+                "field": "metadata.namespace",
+            }]);
+        }
+        Err(error)
+    }
+
+    /// What the server adds to a new object of a special kind.
+    pub(crate) fn special_create(&self, call: &Call, object: &mut Value) -> ApiResult<()> {
+        let def = &call.served.def;
+        if is_namespace(def) {
+            label_namespace(object);
+            object["spec"] = json!({"finalizers": ["kubernetes"]});
+            object["status"] = json!({"phase": "Active"});
+        } else if is_crd(def) {
+            crd::default(object);
+            object["status"] = Value::Null;
+            crd::refresh_status(object, &self.registry);
+        } else if is_service(def) {
+            self.assign_address(object)?;
+        }
+        Ok(())
+    }
+
+    /// What the server keeps right in a changed object of a special kind.
+    pub(crate) fn special_update(&self, call: &Call, new: &mut Value, old: &Value) -> ApiResult<()> {
+        let def = &call.served.def;
+        if is_namespace(def) {
+            label_namespace(new);
+            if call.target.subresource.is_empty() {
+                new["spec"] = old["spec"].clone();
+            }
+        } else if is_crd(def) && call.target.subresource.is_empty() {
+            crd::default(new);
+            new["status"] = old["status"].clone();
+            crd::refresh_status(new, &self.registry);
+            let finalizers = object::finalizers(new);
+            if is_deleting(old) && !finalizers.contains(&crd::CLEANUP) && object::finalizers(old).contains(&crd::CLEANUP) {
+                // Only the clean-up removes its own finalizer.
+                if call.user.name != CLEANUP_USER {
+                    meta_mut(new).insert("finalizers".into(), old["metadata"]["finalizers"].clone());
+                }
+            }
+        } else if is_service(def) && call.target.subresource.is_empty() {
+            if new["spec"]["clusterIP"].as_str().unwrap_or_default().is_empty() && old["spec"]["clusterIP"].is_string() && new["spec"]["type"] != "ExternalName" {
+                new["spec"]["clusterIP"] = old["spec"]["clusterIP"].clone();
+                if !new["spec"]["clusterIPs"].is_array() {
+                    new["spec"]["clusterIPs"] = old["spec"]["clusterIPs"].clone();
+                }
+            }
+            self.assign_address(new)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a deletion.
+    pub(crate) fn special_delete(&self, call: &Call, old: &Value) -> ApiResult<()> {
+        let def = &call.served.def;
+        if is_namespace(def) && IMMORTAL.contains(&meta(old, "name")) {
+            return Err(ApiError::forbidden(def, meta(old, "name"), "this namespace may not be deleted"));
+        }
+        Ok(())
+    }
+
+    /// Changes an object that begins to go.
+    pub(crate) fn special_mark(&self, def: &ResourceDef, object: &mut Value) {
+        if is_namespace(def) {
+            object["status"]["phase"] = "Terminating".into();
+            let metadata = meta_mut(object);
+            metadata.remove("deletionGracePeriodSeconds");
+        }
+    }
+
+    /// Whether an object without finalizers may go.
+    pub(crate) fn may_go(&self, def: &ResourceDef, object: &Value) -> bool {
+        if is_namespace(def) {
+            return object.pointer("/spec/finalizers").and_then(Value::as_array).is_none_or(Vec::is_empty);
+        }
+        if is_crd(def) {
+            // A definition waits for its objects.
+            return self.instances(meta(object, "name")) == 0;
+        }
+        true
+    }
+
+    /// Whether a deletion answers with the object instead of a Status.
+    pub(crate) fn shows_deleted(&self, def: &ResourceDef) -> bool {
+        let kinds = ["pods", "services", "serviceaccounts", "persistentvolumeclaims", "persistentvolumes", "podtemplates",
+            "replicationcontrollers", "resourcequotas"];
+        def.group.is_empty() && kinds.contains(&&*def.plural)
+            || def.group == "storage.k8s.io" && matches!(&*def.plural, "storageclasses" | "volumeattachments" | "csinodes")
+    }
+
+    /// Follows a write to a definition of custom resources.
+    pub(crate) async fn after_write(&self, served: &Served, object: &Object) {
+        if is_crd(&served.def) {
+            let value = object.value();
+            self.registry.set_custom(meta(&value, "name"), crd::served(&value));
+            self.registry_changed();
+            if is_deleting(&value) {
+                self.start_cleanup(meta(&value, "name").to_string());
+            }
+        }
+    }
+
+    /// Follows the end of an object.
+    pub(crate) async fn after_delete(&self, served: &Served, object: &Object) {
+        if is_crd(&served.def) {
+            let value = object.value();
+            self.registry.set_custom(meta(&value, "name"), Vec::new());
+            self.registry_changed();
+        }
+    }
+
+    /// Number of objects of a definition.
+    fn instances(&self, crd: &str) -> usize {
+        match crd.split_once('.') {
+            Some((plural, group)) => self.store.table(&format!("{group}/{plural}")).len(),
+            None => 0,
+        }
+    }
+
+    /// Gives a service an address of its own.
+    fn assign_address(&self, service: &mut Value) -> ApiResult<()> {
+        let spec = &mut service["spec"];
+        if spec["type"] == "ExternalName" {
+            return Ok(());
+        }
+        let asked = spec["clusterIP"].as_str().unwrap_or_default().to_string();
+        if asked.is_empty() {
+            let address = self.addresses.take(&self.store)?;
+            spec["clusterIP"] = address.into();
+        }
+        if !spec["clusterIPs"].is_array() {
+            spec["clusterIPs"] = json!([spec["clusterIP"]]);
+        }
+        Ok(())
+    }
+}
+
+/// Name under which the clean-up of custom resources works.
+pub(crate) const CLEANUP_USER: &str = "system:crd-cleanup";
+
+/// The user of the clean-up.
+pub(crate) fn cleanup_user() -> User {
+    User::master(CLEANUP_USER)
+}
+
+fn label_namespace(object: &mut Value) {
+    let name = meta(object, "name").to_string();
+    let labels = meta_mut(object).entry("labels").or_insert_with(|| json!({}));
+    labels["kubernetes.io/metadata.name"] = name.into();
+}

@@ -1,0 +1,238 @@
+//! Subresources: status, scale, binding, finalize, log and the like.
+
+use http::{HeaderValue, Method, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::ApiServer;
+use crate::body::{self, Response};
+use crate::dispatch::finish;
+use crate::error::{ApiError, ApiResult};
+use crate::object::{Object, meta};
+use crate::resource::FieldError;
+use crate::verbs::{Call, Style, respond_value};
+
+impl ApiServer {
+    pub(crate) async fn subresource(self: &std::sync::Arc<Self>, call: Call, method: &Method) -> ApiResult<Response> {
+        let name = call.target.subresource.clone();
+        let def = call.served.def.clone();
+        let Some(sub) = def.subresource(&name) else { return Err(ApiError::no_such_resource()) };
+        let verb = match *method {
+            Method::GET => "get",
+            Method::POST => "create",
+            Method::PUT => "update",
+            Method::PATCH => "patch",
+            Method::DELETE => "delete",
+            _ => "",
+        };
+        if !sub.verbs.iter().any(|v| v == verb) {
+            return Err(ApiError::method_not_allowed());
+        }
+        let result = match (name.as_str(), verb) {
+            ("scale", _) => self.scale(&call, verb).await,
+            ("log", "get") => self.log(&call).await,
+            ("binding", "create") => self.bind(&call).await,
+            ("finalize", "update") => self.put(&call).await,
+            (_, "get") => self.get(&call),
+            (_, "update") => self.put(&call).await,
+            (_, "patch") => self.patch(&call).await,
+            _ => Err(ApiError::new(501, "NotImplemented", format!("the subresource {name} is not served yet"))),
+        };
+        finish(&call, result)
+    }
+
+    async fn log(&self, call: &Call) -> ApiResult<Response> {
+        use futures::StreamExt;
+        let pod = self.existing(call)?.record.value();
+        let number = |name: &str| -> ApiResult<Option<u64>> { Ok(call.query.number(name)?.and_then(|n| u64::try_from(n).ok())) };
+        let asked = call.query.get("container");
+        let containers: Vec<&str> = ["initContainers", "containers"]
+            .iter()
+            .flat_map(|list| pod["spec"][*list].as_array().into_iter().flatten())
+            .filter_map(|c| c["name"].as_str())
+            .collect();
+        let name = &call.target.name;
+        let container = match (asked, containers.as_slice()) {
+            ("", [only]) => (*only).to_string(),
+            ("", many) => {
+                let message = format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
+                return Err(ApiError::bad_request(message));
+            }
+            (asked, all) if all.contains(&asked) => asked.to_string(),
+            (asked, _) => return Err(ApiError::bad_request(format!("container {asked} is not valid for pod {name}"))),
+        };
+        if pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty() {
+            return Ok(text_response(body::empty()));
+        }
+        let kubelet = self.kubelet.read().clone();
+        let Some(kubelet) = kubelet else { return Err(ApiError::internal_error("no node answers here")) };
+        let options = client::kubelet::LogOptions {
+            container: Some(container),
+            follow: call.query.flag("follow"),
+            previous: call.query.flag("previous"),
+            timestamps: call.query.flag("timestamps"),
+            tail_lines: number("tailLines")?,
+            since_seconds: number("sinceSeconds")?,
+            limit_bytes: number("limitBytes")?,
+        };
+        let stream = kubelet.logs(&call.target.namespace, name, options).await.map_err(|error| match error {
+            client::kubelet::KubeletError::BadRequest(why) => ApiError::bad_request(why),
+            other => ApiError::internal_error(other.to_string()),
+        })?;
+        Ok(text_response(body::stream(stream.map(|chunk| chunk.map_err(Into::into)))))
+    }
+
+    /// Puts a pod on a node.
+    async fn bind(&self, call: &Call) -> ApiResult<Response> {
+        let binding: Value = if call.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().ends_with(b"protobuf")) {
+            crate::wire::decode(&call.body).map_err(ApiError::bad_request)?
+        } else {
+            crate::negotiate::parse_text(&call.body, false).map_err(ApiError::bad_request)?
+        };
+        self.bind_pod(call, &binding).await
+    }
+
+    pub(crate) async fn bind_pod(&self, call: &Call, binding: &Value) -> ApiResult<Response> {
+        let dry_run = call.dry_run("CreateOptions")?;
+        let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default().to_string();
+        if node.is_empty() {
+            return Err(ApiError::internal(FieldError::required("target.name", "").to_string()));
+        }
+        let annotations = binding.pointer("/metadata/annotations").cloned();
+        let name = call.target.name.clone();
+        let def = call.served.def.clone();
+        let make = |old: &Value| {
+            let mut pod = old.clone();
+            let current = old.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
+            let fail = |why: String| {
+                Err(ApiError::conflict(&def, &name, "").with_message(format!("Operation cannot be fulfilled on pods/binding \"{name}\": {why}"), "pods/binding"))
+            };
+            if crate::object::is_deleting(old) {
+                return fail(format!("pod {name} is being deleted, cannot be assigned to a host"));
+            }
+            if !current.is_empty() {
+                return fail(format!("pod {name} is already assigned to node \"{current}\""));
+            }
+            pod["spec"]["nodeName"] = node.as_str().into();
+            for (key, value) in annotations.as_ref().and_then(Value::as_object).into_iter().flatten() {
+                pod["metadata"]["annotations"][key] = value.clone();
+            }
+            set_condition(&mut pod, "PodScheduled", "True");
+            Ok(pod)
+        };
+        self.update_object(call, &make, Style::Update, dry_run).await?;
+        let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+        Ok(respond_value(call, StatusCode::CREATED, &status))
+    }
+
+    async fn scale(&self, call: &Call, verb: &str) -> ApiResult<Response> {
+        let def = call.served.def.clone();
+        let Some(paths) = def.scale.clone() else { return Err(ApiError::no_such_resource()) };
+        if verb == "get" {
+            let entry = self.existing(call)?;
+            let scale = scale_of(&self.view(&call.served, &entry.record), &paths);
+            return Ok(respond_value(call, StatusCode::OK, &scale));
+        }
+        let dry_run = call.dry_run("UpdateOptions")?;
+        let make = |old: &Value| {
+            let before = scale_of(old, &paths);
+            let after = if verb == "update" {
+                crate::negotiate::parse_text(&call.body, false).map_err(ApiError::bad_request)?
+            } else {
+                let content_type = call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+                let kind = crate::patch::PatchKind::of(content_type, true)?;
+                crate::patch::parse(kind, &call.body)?.apply(&before, &crate::resource::NoRules)?
+            };
+            let replicas = after.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+            if replicas < 0 {
+                let fault = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+                return Err(ApiError::invalid_kind("autoscaling", "Scale", &call.target.name, &[fault]));
+            }
+            let mut new = old.clone();
+            set_path(&mut new, &paths.spec_replicas, replicas.into());
+            let revision = meta(&after, "resourceVersion");
+            let metadata = crate::object::meta_mut(&mut new);
+            if revision.is_empty() {
+                let current = meta(old, "resourceVersion").to_string();
+                metadata.insert("resourceVersion".into(), current.into());
+            } else {
+                metadata.insert("resourceVersion".into(), revision.into());
+            }
+            Ok(new)
+        };
+        let object: std::sync::Arc<Object> = self.update_object(call, &make, Style::Update, dry_run).await?;
+        let scale = scale_of(&self.view(&call.served, &object), &paths);
+        Ok(respond_value(call, StatusCode::OK, &scale))
+    }
+}
+
+fn text_response(body: body::Body) -> Response {
+    let mut response = http::Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
+/// The Scale of an object.
+fn scale_of(object: &Value, paths: &crate::resource::ScalePaths) -> Value {
+    let at = |path: &str| path.trim_start_matches('.').split('.').try_fold(object, |at, part| at.get(part));
+    let number = |path: &str| at(path).and_then(Value::as_i64).unwrap_or(0);
+    let mut metadata = json!({});
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object.pointer(&format!("/metadata/{field}")) {
+            metadata[field] = value.clone();
+        }
+    }
+    let mut spec = json!({});
+    if number(&paths.spec_replicas) != 0 {
+        spec["replicas"] = number(&paths.spec_replicas).into();
+    }
+    let mut status = json!({"replicas": number(&paths.status_replicas)});
+    match paths.selector.as_deref().and_then(at) {
+        Some(Value::String(text)) => status["selector"] = text.as_str().into(),
+        Some(selector @ Value::Object(_)) => status["selector"] = selector_text(selector).into(),
+        _ => {}
+    }
+    json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status})
+}
+
+/// A LabelSelector as text: `a=b,c in (d,e)`.
+pub(crate) fn selector_text(selector: &Value) -> String {
+    let mut terms: Vec<String> = Vec::new();
+    let mut labels: Vec<(&String, &Value)> = selector["matchLabels"].as_object().into_iter().flatten().collect();
+    labels.sort_by_key(|(key, _)| *key);
+    terms.extend(labels.into_iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())));
+    for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
+        let key = expression["key"].as_str().unwrap_or_default();
+        let mut values: Vec<&str> = expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        values.sort_unstable();
+        let values = values.join(",");
+        terms.push(match expression["operator"].as_str() {
+            Some("NotIn") => format!("{key} notin ({values})"),
+            Some("Exists") => key.to_string(),
+            Some("DoesNotExist") => format!("!{key}"),
+            _ => format!("{key} in ({values})"),
+        });
+    }
+    terms.join(",")
+}
+
+fn set_path(object: &mut Value, path: &str, value: Value) {
+    let mut at = object;
+    for part in path.trim_start_matches('.').split('.') {
+        if !at.is_object() {
+            *at = json!({});
+        }
+        at = &mut at[part];
+    }
+    *at = value;
+}
+
+fn set_condition(pod: &mut Value, kind: &str, status: &str) {
+    let now = crate::object::time_text(jiff::Timestamp::now());
+    let condition = json!({"type": kind, "status": status, "lastProbeTime": null, "lastTransitionTime": now});
+    if !pod["status"]["conditions"].is_array() {
+        pod["status"]["conditions"] = json!([]);
+    }
+    let Some(conditions) = pod["status"]["conditions"].as_array_mut() else { return };
+    conditions.retain(|c| c["type"] != kind);
+    conditions.push(condition);
+}

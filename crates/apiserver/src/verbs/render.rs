@@ -1,0 +1,161 @@
+//! Answers: objects and lists in the shape and notation that was asked for.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Map, Value, json};
+
+use super::Call;
+use super::list::Page;
+use crate::ApiServer;
+use crate::body::{self, Response};
+use crate::error::ApiResult;
+use crate::negotiate::{Notation, Shape};
+use crate::object::Object;
+use crate::table;
+
+impl ApiServer {
+    /// One object as the client wants it.
+    pub(crate) fn respond(&self, call: &Call, code: StatusCode, object: &Object) -> ApiResult<Response> {
+        match call.accepted.shape {
+            Shape::Object if call.accepted.notation == Notation::Json => {
+                Ok(body::raw_json(code, self.text_of(call, object)))
+            }
+            Shape::Object => Ok(respond_value(call, code, &self.view(&call.served, object))),
+            Shape::Partial => Ok(respond_value(call, code, &partial(&self.view(&call.served, object)))),
+            Shape::Table => {
+                let mut table = table::head(&call.served.def, &json!({"resourceVersion": revision_text(object)}));
+                let row = table::row(&call.served.def, &self.view(&call.served, object), include(call)?);
+                table["rows"] = json!([row]);
+                Ok(respond_value(call, code, &table))
+            }
+        }
+    }
+
+    /// JSON text of an object in the version of the request.
+    pub(crate) fn text_of(&self, call: &Call, object: &Object) -> Bytes {
+        if object.api_version() == call.served.def.api_version() && call.served.crd.is_none() {
+            return object.text().clone();
+        }
+        if call.served.crd.is_some() && object.api_version() == call.served.def.api_version() {
+            return object.text().clone();
+        }
+        Object::encode(&self.view(&call.served, object)).text().clone()
+    }
+
+    /// A list as the client wants it.
+    pub(crate) fn respond_list(&self, call: &Call, code: StatusCode, page: &Page) -> ApiResult<Response> {
+        let def = &call.served.def;
+        let mut metadata = Map::new();
+        metadata.insert("resourceVersion".into(), page.snapshot.revision.to_string().into());
+        if let Some(token) = &page.continue_token {
+            metadata.insert("continue".into(), token.as_str().into());
+        } else if call.custom() {
+            metadata.insert("continue".into(), "".into());
+        }
+        if let Some(remaining) = page.remaining {
+            metadata.insert("remainingItemCount".into(), remaining.into());
+        }
+        let metadata = Value::Object(metadata);
+        let objects = page.snapshot.entries.iter().map(|(_, entry)| &entry.record);
+        match call.accepted.shape {
+            Shape::Object => {
+                let head = json!({"kind": def.list_kind, "apiVersion": def.api_version(), "metadata": metadata});
+                let head = head.to_string();
+                let mut out = BytesMut::with_capacity(objects.clone().map(|o| o.text().len() + 1).sum::<usize>() + 256);
+                out.put_slice(&head.as_bytes()[..head.len() - 1]);
+                out.put_slice(b",\"items\":[");
+                for (index, object) in objects.enumerate() {
+                    if index > 0 {
+                        out.put_u8(b',');
+                    }
+                    self.put_item(call, object, &mut out);
+                }
+                out.put_slice(b"]}");
+                if call.accepted.notation == Notation::Json {
+                    return Ok(body::raw_json(code, out.freeze()));
+                }
+                let value = serde_json::from_slice(&out).unwrap_or_default();
+                Ok(respond_value(call, code, &value))
+            }
+            Shape::Partial => {
+                let items: Vec<Value> = objects.map(|object| partial(&self.view(&call.served, object))).collect();
+                let items = if items.is_empty() { Value::Null } else { items.into() };
+                let mut metadata = metadata;
+                if metadata["continue"] == "" && let Some(map) = metadata.as_object_mut() {
+                    map.remove("continue");
+                }
+                let list = json!({
+                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items,
+                });
+                Ok(respond_value(call, code, &list))
+            }
+            Shape::Table => {
+                let mut metadata = metadata;
+                if metadata["continue"] == "" && let Some(map) = metadata.as_object_mut() {
+                    map.remove("continue");
+                }
+                let mut table = table::head(def, &metadata);
+                let include = include(call)?;
+                table["rows"] =
+                    objects.map(|object| table::row(def, &self.view(&call.served, object), include)).collect();
+                Ok(respond_value(call, code, &table))
+            }
+        }
+    }
+
+    /// One item of a list: built-in kinds leave kind and apiVersion out there.
+    fn put_item(&self, call: &Call, object: &Object, out: &mut BytesMut) {
+        if object.api_version() == call.served.def.api_version() {
+            if call.custom() {
+                out.put_slice(object.text());
+            } else {
+                out.put_u8(b'{');
+                out.put_slice(object.tail());
+            }
+            return;
+        }
+        let converted = Object::encode(&self.view(&call.served, object));
+        if call.custom() {
+            out.put_slice(converted.text());
+        } else {
+            out.put_u8(b'{');
+            out.put_slice(converted.tail());
+        }
+    }
+}
+
+/// Which part of an object a Table's row carries.
+pub(crate) fn include(call: &Call) -> ApiResult<table::Include> {
+    match call.query.get("includeObject") {
+        "" | "Metadata" => Ok(table::Include::Metadata),
+        "Object" => Ok(table::Include::Object),
+        "None" => Ok(table::Include::None),
+        other => {
+            let message = format!("unrecognized includeObject value: {}", crate::quote::quoted(other));
+            Err(crate::error::ApiError::bad_request(message))
+        }
+    }
+}
+
+/// The metadata of an object alone.
+pub(crate) fn partial(value: &Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": value["metadata"]})
+}
+
+pub(crate) fn revision_text(object: &Object) -> String {
+    object.value()["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_string()
+}
+
+/// A value in the notation that was asked for.
+pub(crate) fn respond_value(call: &Call, code: StatusCode, value: &Value) -> Response {
+    match call.accepted.notation {
+        Notation::Json => body::json(code, value),
+        Notation::Yaml => {
+            let text = serde_yaml_ng::to_string(value).unwrap_or_default();
+            let mut response = http::Response::new(body::full(text));
+            *response.status_mut() = code;
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/yaml"));
+            response
+        }
+    }
+}
