@@ -72,6 +72,12 @@ fn histogram() -> Histogram {
     Histogram::new(DURATION_BUCKETS)
 }
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Metrics {
     /// Metrics with no Revision in them.
     pub fn new() -> Self {

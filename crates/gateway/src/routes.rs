@@ -185,6 +185,12 @@ pub struct Table<R> {
     writer: Mutex<Writer<R>>,
 }
 
+impl<R: Clone> Default for Table<R> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<R: Clone> Table<R> {
     /// An empty table.
     pub fn new() -> Self {

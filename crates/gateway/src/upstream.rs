@@ -111,6 +111,7 @@ pub struct Upstream {
     /// Whether a task probes it.
     pub probing: AtomicBool,
     stages: Mutex<Stages>,
+    #[expect(clippy::vec_box, reason = "a connection is large and moves on each request; its box moves with it")]
     idle: Mutex<Vec<Box<Http1>>>,
     shared: tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>,
 }

@@ -1,5 +1,7 @@
 //! The gateway end to end: a fake API server, workloads on loopback, real sockets.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod fake_api;
 mod world;
 
