@@ -2,6 +2,7 @@
 //!
 //! Source: `knative/serving/pkg/apis/serving/v1`. Field names, defaults and conditions are the reference's.
 
+pub mod admission;
 pub mod annotations;
 
 use std::collections::BTreeMap;

@@ -9,8 +9,6 @@
 
 mod scaler;
 mod status;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

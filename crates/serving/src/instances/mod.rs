@@ -8,8 +8,6 @@
 
 mod plan;
 mod resources;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

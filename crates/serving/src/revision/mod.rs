@@ -5,8 +5,6 @@ mod digests;
 mod failures;
 mod plan;
 mod resources;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -5,8 +5,6 @@
 
 mod plan;
 mod resources;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

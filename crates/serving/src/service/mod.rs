@@ -2,8 +2,6 @@
 
 mod plan;
 mod resources;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 

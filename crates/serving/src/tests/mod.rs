@@ -1,0 +1,265 @@
+//! The controllers together, over an API server in memory and on a paused clock.
+
+mod fake;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use base::RevisionId;
+use client::Caches;
+use client::link::{AutoscalerLink, Stat};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::{Addresses, Config, Serving};
+use fake::{Api, Gateway, Pods, Registry};
+
+const SERVICES: &str = "/apis/serving.knative.dev/v1/services";
+const ROUTES: &str = "/apis/serving.knative.dev/v1/routes";
+const REVISIONS: &str = "/apis/serving.knative.dev/v1/revisions";
+
+struct Platform {
+    api: Api,
+    serving: Arc<Serving>,
+    stop: CancellationToken,
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn platform(api: Api) -> Platform {
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let caches = Caches::new(api.client(), tasks.clone(), stop.clone());
+    let gateway = Arc::new(Gateway { api: api.clone(), load: AtomicUsize::new(0) });
+    let addresses = Addresses { public_port: Some(8080), ..Addresses::default() };
+    let config = Config { addresses, node_name: Some("node".to_owned()), ..Config::default() };
+    let serving = Serving::start(config, caches, gateway, Arc::new(Registry), tasks, stop.clone()).await;
+    Platform { api, serving, stop }
+}
+
+fn service(image: &str, annotations: Value) -> Value {
+    json!({
+        "apiVersion": "serving.knative.dev/v1", "kind": "Service",
+        "metadata": { "name": "hello", "annotations": { "serving.knative.dev/creator": "tester" } },
+        "spec": {
+            "template": {
+                "metadata": { "annotations": annotations },
+                "spec": { "containers": [{ "name": "user-container", "image": image, "resources": {} }],
+                    "containerConcurrency": 0, "timeoutSeconds": 300 },
+            },
+            "traffic": [{ "latestRevision": true, "percent": 100 }],
+        },
+    })
+}
+
+fn condition(object: &Value, kind: &str) -> (String, String, String) {
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.iter().find(|condition| condition["type"] == kind).cloned().unwrap_or_default();
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    (text("status"), text("reason"), text("message"))
+}
+
+impl Platform {
+    /// Waits until `kind` of the Service has `status`.
+    async fn until(&self, kind: &str, status: &str) -> Value {
+        for _ in 0..2_000 {
+            if let Some(object) = self.api.get(SERVICES, "hello")
+                && object["status"]["observedGeneration"] == object["metadata"]["generation"]
+                && condition(&object, kind).0 == status
+            {
+                return object;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{kind} is not {status}: {:#?}", self.api.get(SERVICES, "hello"));
+    }
+
+    async fn until_pods(&self, count: usize) -> Instant {
+        for _ in 0..200_000 {
+            if self.api.list("pods").len() == count {
+                return Instant::now();
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{} pods instead of {count}", self.api.list("pods").len());
+    }
+
+    fn report(&self, concurrency: f64) {
+        let revision = RevisionId::new("default", "hello-00001");
+        self.serving.report(&[Stat { revision, concurrency, requests: concurrency }]);
+    }
+
+    /// Looks at every object again; what was written then.
+    async fn look_again(&self) -> Vec<String> {
+        self.api.take_writes();
+        let queues = &self.serving.context.queues;
+        let key = |name: &str| client::ObjectKey::new("default", name);
+        for queue in [&queues.services, &queues.configurations, &queues.routes] {
+            queue.add(key("hello"));
+        }
+        for queue in [&queues.revisions, &queues.autoscalers, &queues.instances] {
+            queue.add(key("hello-00001"));
+        }
+        sleep(Duration::from_millis(500)).await;
+        self.api.take_writes()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_becomes_ready() {
+    let platform = platform(Api::new()).await;
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+    let object = platform.until("Ready", "True").await;
+    assert_eq!(object["status"]["url"], "http://hello.default.localhost:8080");
+    assert_eq!(object["status"]["address"]["url"], "http://hello.default.svc.cluster.local");
+    assert_eq!(object["status"]["latestReadyRevisionName"], "hello-00001");
+    assert_eq!(
+        object["status"]["traffic"],
+        json!([{ "latestRevision": true, "percent": 100, "revisionName": "hello-00001" }])
+    );
+    let pods = platform.api.list("pods");
+    assert_eq!(pods.len(), 1);
+    let pod = &pods[0];
+    assert!(pod["metadata"]["name"].as_str().unwrap().starts_with("hello-00001-deployment-"));
+    assert_eq!(pod["metadata"]["ownerReferences"][0]["kind"], "Revision");
+    assert_eq!(pod["spec"]["nodeName"], "node");
+    assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 300);
+    let container = &pod["spec"]["containers"][0];
+    assert_eq!(container["image"], json!(format!("r.example/hello@sha256:{}", "a".repeat(64))));
+    assert_eq!(container["ports"], json!([{ "containerPort": 8080, "name": "user-port", "protocol": "TCP" }]));
+    let placeholder = platform.api.get("/api/v1/services", "hello").unwrap();
+    assert_eq!(placeholder["metadata"]["labels"]["serving.knative.dev/route"], "hello");
+    let revision = platform.api.get(REVISIONS, "hello-00001").unwrap();
+    assert_eq!(revision["metadata"]["labels"]["serving.knative.dev/routingState"], "active");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(platform.look_again().await, Vec::<String>::new(), "planning again writes nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_pod_goes_a_window_and_a_grace_period_after_the_traffic() {
+    let platform = platform(Api::new()).await;
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+    platform.until("Ready", "True").await;
+    for _ in 0..100 {
+        sleep(Duration::from_secs(1)).await;
+        platform.report(1.0);
+    }
+    let stopped = Instant::now();
+    sleep(Duration::from_secs(1)).await;
+    platform.report(0.0);
+    let gone = platform.until_pods(0).await;
+    let waited = gone.duration_since(stopped).as_secs_f64();
+    assert!((89.0..=90.1).contains(&waited), "the last pod went after {waited} s");
+    sleep(Duration::from_secs(2)).await;
+    let revision = platform.api.get(REVISIONS, "hello-00001").unwrap();
+    assert_eq!(condition(&revision, "Ready").0, "True", "ready at zero");
+    assert_eq!(condition(&revision, "Active").1, "NoTraffic");
+    assert_eq!(revision["status"]["actualReplicas"], 0);
+
+    // From zero: the pod is made at once, and few writes follow.
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!(platform.look_again().await, Vec::<String>::new());
+    let poked = Instant::now();
+    platform.serving.poke(&RevisionId::new("default", "hello-00001"));
+    let made = platform.until_pods(1).await;
+    assert!(made.duration_since(poked) <= Duration::from_millis(10));
+    sleep(Duration::from_secs(1)).await;
+    let writes = platform.api.take_writes();
+    assert!(writes.len() <= 3, "{writes:#?}");
+    assert!(writes[0].starts_with("create /api/v1/pods"), "{writes:#?}");
+    let revision = platform.api.get(REVISIONS, "hello-00001").unwrap();
+    assert_eq!(condition(&revision, "Active").0, "True");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_new_revision_leaves_the_traffic_where_it_is() {
+    let platform = platform(Api::new()).await;
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+    platform.until("Ready", "True").await;
+    platform.api.set_pods(Pods::Crash);
+    platform.api.put(SERVICES, service("r.example/hello:v2", json!({})));
+    let object = platform.until("Ready", "False").await;
+    let (_, reason, message) = condition(&object, "ConfigurationsReady");
+    assert_eq!(reason, "RevisionFailed");
+    assert_eq!(
+        message,
+        "Revision \"hello-00002\" failed with message: Container failed with: main.py:3: SyntaxError: invalid syntax."
+    );
+    assert_eq!(object["status"]["latestCreatedRevisionName"], "hello-00002");
+    assert_eq!(object["status"]["latestReadyRevisionName"], "hello-00001");
+    let route = platform.api.get(ROUTES, "hello").unwrap();
+    assert_eq!(route["status"]["traffic"][0]["revisionName"], "hello-00001");
+    assert_eq!(condition(&route, "Ready").0, "True");
+
+    platform.api.set_pods(Pods::Start);
+    platform.api.put(SERVICES, service("r.example/hello:v3", json!({})));
+    let object = platform.until("Ready", "True").await;
+    assert_eq!(object["status"]["traffic"][0]["revisionName"], "hello-00003");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_is_missing_is_named() {
+    let platform = platform(Api::new()).await;
+    platform.api.put(SERVICES, service("r.example/missing:v1", json!({})));
+    let object = platform.until("ConfigurationsReady", "False").await;
+    let (_, _, message) = condition(&object, "ConfigurationsReady");
+    let wanted = "Unable to fetch image \"r.example/missing:v1\": r.example/missing:v1: not found";
+    assert_eq!(message, format!("Revision \"hello-00001\" failed with message: {wanted}."));
+    assert_eq!(platform.api.list("pods").len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_waiting_requests_bring_many_pods_and_their_end_takes_them_away() {
+    let platform = platform(Api::new()).await;
+    let annotations = json!({ "autoscaling.knative.dev/target": "10", "autoscaling.knative.dev/max-scale": "5" });
+    platform.api.put(SERVICES, service("r.example/hello:v1", annotations));
+    platform.until("Ready", "True").await;
+    for _ in 0..10 {
+        platform.report(200.0);
+        sleep(Duration::from_secs(1)).await;
+    }
+    platform.until_pods(5).await;
+    let stopped = Instant::now();
+    let gone = platform.until_pods(0).await;
+    assert!(gone.duration_since(stopped) < Duration::from_secs(140));
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_writes_are_made_up_for() {
+    for every in 2..7 {
+        let api = Api::new();
+        let platform = platform(api.clone()).await;
+        api.fail_every(every);
+        api.put(SERVICES, service("r.example/hello:v1", json!({})));
+        platform.until("Ready", "True").await;
+        api.fail_every(0);
+        sleep(Duration::from_secs(40)).await;
+        assert_eq!(api.list("pods").len(), 1, "one of {every} writes failed");
+        assert_eq!(platform.look_again().await, Vec::<String>::new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tag_has_a_url_and_a_placeholder_of_its_own() {
+    let platform = platform(Api::new()).await;
+    let mut object = service("r.example/hello:v1", json!({}));
+    object["spec"]["traffic"] = json!([
+        { "latestRevision": true, "percent": 100 },
+        { "revisionName": "hello-00001", "latestRevision": false, "tag": "old", "percent": 0 },
+    ]);
+    platform.api.put(SERVICES, object.clone());
+    let ready = platform.until("Ready", "True").await;
+    assert_eq!(ready["status"]["traffic"][1]["url"], "http://old-hello.default.localhost:8080");
+    assert!(platform.api.get("/api/v1/services", "old-hello").is_some());
+    object["spec"]["traffic"] = json!([{ "latestRevision": true, "percent": 100 }]);
+    platform.api.put(SERVICES, object);
+    platform.until("Ready", "True").await;
+    sleep(Duration::from_secs(1)).await;
+    assert!(platform.api.get("/api/v1/services", "old-hello").is_none());
+}
