@@ -1,1 +1,4 @@
+//! Pods on this machine.
+
 pub mod images;
+pub mod network;
