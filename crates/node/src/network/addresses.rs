@@ -27,8 +27,7 @@ impl Addresses {
     pub fn new(pods: Cidr, live: &[u32], start: u32) -> Self {
         let last = (1u32 << (32 - pods.prefix())) - 1;
         let used: HashSet<u32> = live.iter().copied().collect();
-        let mut fresh: VecDeque<u32> =
-            (GATEWAY_OFFSET + 1..last).filter(|offset| !used.contains(offset)).collect();
+        let mut fresh: VecDeque<u32> = (GATEWAY_OFFSET + 1..last).filter(|offset| !used.contains(offset)).collect();
         let turn = start as usize % fresh.len().max(1);
         fresh.rotate_left(turn);
         Self { fresh, rested: VecDeque::new(), used }

@@ -89,8 +89,7 @@ pub const POD_PREFIX: u8 = 20;
 
 /// Where pod ranges come from, in order: a quarter of 10/8 that virtual private networks, container
 /// engines and the usual service ranges seldom use, then the top of 172.16/12.
-const POOLS: [(Ipv4Addr, u8); 2] =
-    [(Ipv4Addr::new(10, 192, 0, 0), 10), (Ipv4Addr::new(172, 24, 0, 0), 13)];
+const POOLS: [(Ipv4Addr, u8); 2] = [(Ipv4Addr::new(10, 192, 0, 0), 10), (Ipv4Addr::new(172, 24, 0, 0), 13)];
 
 /// A free /20 that overlaps none of `taken`.
 ///

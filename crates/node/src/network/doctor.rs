@@ -48,8 +48,7 @@ fn capabilities() -> Check {
             Outcome::Good("NET_ADMIN and SYS_ADMIN are held".to_owned())
         }
         _ => Outcome::Bad(
-            "the capabilities NET_ADMIN and SYS_ADMIN are missing: start the platform as root (sudo)"
-                .to_owned(),
+            "the capabilities NET_ADMIN and SYS_ADMIN are missing: start the platform as root (sudo)".to_owned(),
         ),
     };
     Check { name: "network capabilities", outcome }
@@ -91,12 +90,8 @@ fn try_parts() -> Result<(), NetworkError> {
 }
 
 fn try_here(directory: &Path) -> Result<(), NetworkError> {
-    let config = HostConfig {
-        data_dir: directory.to_owned(),
-        live: Vec::new(),
-        avoid: Vec::new(),
-        open_ports: vec![80, 443],
-    };
+    let config =
+        HostConfig { data_dir: directory.to_owned(), live: Vec::new(), avoid: Vec::new(), open_ports: vec![80, 443] };
     let host = host::make(&config)?;
     let service = VirtualIp {
         ip: [10, 96, 0, 1].into(),

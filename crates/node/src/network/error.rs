@@ -11,7 +11,9 @@ use super::netlink::Refused;
 #[non_exhaustive]
 pub enum NetworkError {
     /// CAP_NET_ADMIN (or CAP_SYS_ADMIN for namespaces) is missing.
-    #[error("no permission to {what}: the pod network needs the capabilities NET_ADMIN and SYS_ADMIN; start the platform as root (sudo)")]
+    #[error(
+        "no permission to {what}: the pod network needs the capabilities NET_ADMIN and SYS_ADMIN; start the platform as root (sudo)"
+    )]
     Capability {
         /// What was tried.
         what: &'static str,
@@ -19,7 +21,9 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// The kernel lacks a part that the network needs.
-    #[error("this kernel has no {feature}, needed to {what}: load it (modprobe {module}) or use a kernel with {option}")]
+    #[error(
+        "this kernel has no {feature}, needed to {what}: load it (modprobe {module}) or use a kernel with {option}"
+    )]
     Kernel {
         /// The missing part.
         feature: &'static str,
@@ -41,10 +45,14 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// No /20 is free in the private ranges that pods may use.
-    #[error("no free address range: routes of this machine cover 10.192.0.0/10 and 172.24.0.0/13; remove a route or stop another platform")]
+    #[error(
+        "no free address range: routes of this machine cover 10.192.0.0/10 and 172.24.0.0/13; remove a route or stop another platform"
+    )]
     NoRange,
     /// The bridge is full.
-    #[error("no free pod address: {limit} pods are running on this machine, the most that one bridge can hold; delete some")]
+    #[error(
+        "no free pod address: {limit} pods are running on this machine, the most that one bridge can hold; delete some"
+    )]
     Full {
         /// The most pods at once.
         limit: usize,
@@ -66,7 +74,9 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// The DNS server cannot listen on the bridge.
-    #[error("cannot serve DNS on {address}:53: another program listens on port 53 of every address; let it listen on its own address only (dnsmasq: bind-interfaces, unbound: interface)")]
+    #[error(
+        "cannot serve DNS on {address}:53: another program listens on port 53 of every address; let it listen on its own address only (dnsmasq: bind-interfaces, unbound: interface)"
+    )]
     Dns {
         /// The bridge's address.
         address: Ipv4Addr,
@@ -102,9 +112,13 @@ impl NetworkError {
     pub(super) fn from_io(what: &'static str, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => Self::Capability { what, source },
-            Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
-                Self::Kernel { feature: "netlink family", what, module: "nfnetlink", option: "CONFIG_NETFILTER_NETLINK", source }
-            }
+            Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => Self::Kernel {
+                feature: "netlink family",
+                what,
+                module: "nfnetlink",
+                option: "CONFIG_NETFILTER_NETLINK",
+                source,
+            },
             _ => Self::Refused { what, source },
         }
     }

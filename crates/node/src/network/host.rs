@@ -98,12 +98,7 @@ pub fn unmake(data_dir: &Path) -> Result<(), NetworkError> {
     unmake_locked(data_dir, &Names::new(data_dir))
 }
 
-fn create(
-    config: &HostConfig,
-    names: &Names,
-    route: &mut Netlink,
-    links: &[SeenLink],
-) -> Result<Host, NetworkError> {
+fn create(config: &HostConfig, names: &Names, route: &mut Netlink, links: &[SeenLink]) -> Result<Host, NetworkError> {
     let ranges = links::list_ranges(route)?;
     let mtu = uplink_mtu(&ranges, links);
     let taken: Vec<Cidr> = ranges
@@ -135,8 +130,7 @@ fn adopt(
     route: &mut Netlink,
     links: &[SeenLink],
 ) -> Result<Host, NetworkError> {
-    let live: Vec<u32> =
-        config.live.iter().filter_map(|address| pods.offset_of(*address)).collect();
+    let live: Vec<u32> = config.live.iter().filter_map(|address| pods.offset_of(*address)).collect();
     let gone = links
         .iter()
         .filter(|link| names.offset_of_link(&link.name).is_some_and(|o| !live.contains(&o)))
@@ -156,14 +150,8 @@ fn adopt(
 }
 
 /// Removes what a platform of this data directory left when it was killed.
-fn remove_left_over(
-    names: &Names,
-    route: &mut Netlink,
-    links: &[SeenLink],
-) -> Result<(), NetworkError> {
-    let ours = |link: &&SeenLink| {
-        link.name == names.bridge || names.offset_of_link(&link.name).is_some()
-    };
+fn remove_left_over(names: &Names, route: &mut Netlink, links: &[SeenLink]) -> Result<(), NetworkError> {
+    let ours = |link: &&SeenLink| link.name == names.bridge || names.offset_of_link(&link.name).is_some();
     let left = links.iter().filter(ours).count();
     if left > 0 {
         debug!(left, "removing links of an earlier run");
@@ -261,11 +249,13 @@ fn allow_forwarding(
     own_mark: bool,
 ) -> Result<(), NetworkError> {
     let path = Path::new(FORWARD);
-    let now = std::fs::read_to_string(path)
-        .map_err(|source| NetworkError::File { what: "read", path: path.to_owned(), source })?;
+    let now = std::fs::read_to_string(path).map_err(|source| NetworkError::File {
+        what: "read",
+        path: path.to_owned(),
+        source,
+    })?;
     let is_off = now.trim() == "0";
-    let others_mark =
-        links.iter().any(|l| is_platform_bridge(l) && l.alias.starts_with(FORWARD_WAS_OFF));
+    let others_mark = links.iter().any(|l| is_platform_bridge(l) && l.alias.starts_with(FORWARD_WAS_OFF));
     let mark = match is_off || own_mark || others_mark {
         true => FORWARD_WAS_OFF,
         false => FORWARD_WAS_ON,
@@ -295,8 +285,7 @@ fn quiet_bridge(bridge: &str) {
 }
 
 fn write(path: &Path, value: &str) -> Result<(), NetworkError> {
-    std::fs::write(path, value)
-        .map_err(|source| NetworkError::File { what: "write", path: path.to_owned(), source })
+    std::fs::write(path, value).map_err(|source| NetworkError::File { what: "write", path: path.to_owned(), source })
 }
 
 fn read_state(data_dir: &Path) -> Option<Cidr> {
@@ -311,8 +300,7 @@ fn write_state(data_dir: &Path, pods: Cidr) -> Result<(), NetworkError> {
     let path = data_dir.join(STATE_FILE);
     let fail = |source| NetworkError::File { what: "write", path: path.clone(), source };
     std::fs::create_dir_all(data_dir).map_err(fail)?;
-    let bytes = serde_json::to_vec(&State { pods: pods.to_string() })
-        .map_err(|error| fail(error.into()))?;
+    let bytes = serde_json::to_vec(&State { pods: pods.to_string() }).map_err(|error| fail(error.into()))?;
     // Whole or not at all, so that a crash leaves no half file.
     let temporary = data_dir.join(format!("{STATE_FILE}.new"));
     std::fs::write(&temporary, bytes).map_err(fail)?;

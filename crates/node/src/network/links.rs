@@ -7,14 +7,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -60,10 +60,12 @@ pub fn list_links(socket: &mut Netlink) -> Result<Vec<SeenLink>, Refused> {
 pub fn get_link(socket: &mut Netlink, name: &str) -> Result<SeenLink, Refused> {
     let message = RouteNetlinkMessage::GetLink(named(name));
     let answer = socket.get(&Request::route("find a link", &message, 0))?;
-    answer.as_ref().and_then(decode_route).as_ref().and_then(seen_link).ok_or_else(|| Refused {
-        what: "find a link",
-        source: io::Error::from_raw_os_error(libc::ENODEV),
-    })
+    answer
+        .as_ref()
+        .and_then(decode_route)
+        .as_ref()
+        .and_then(seen_link)
+        .ok_or_else(|| Refused { what: "find a link", source: io::Error::from_raw_os_error(libc::ENODEV) })
 }
 
 fn seen_link(message: &RouteNetlinkMessage) -> Option<SeenLink> {
@@ -160,12 +162,11 @@ pub struct PodLink<'a> {
 }
 
 impl PodLink<'_> {
-    /// The host's side, in one batch: the link with its far end already in `netns`, both up, and
-    /// the pod's hardware address, so that no address resolution and no flooding is needed.
+    /// The host's side, in one batch: the link with its far end already in `netns`, and the pod's
+    /// hardware address, so that no address resolution is needed.
     pub fn host_requests(&self, netns: BorrowedFd<'_>) -> Vec<Request> {
         let hardware = names::hardware_address(self.address).to_vec();
-        let mut peer = named(POD_LINK);
-        up(&mut peer);
+        let mut peer = named(POD_LINK); // can be started only once the pair is made
         peer.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
         peer.attributes.push(LinkAttribute::Address(hardware.clone()));
         peer.attributes.push(LinkAttribute::Mtu(self.mtu));
@@ -184,11 +185,24 @@ impl PodLink<'_> {
         ]));
         vec![
             Request::route("create a pod's link", &RouteNetlinkMessage::NewLink(link), CREATE),
+            self.hairpin_request(),
             neighbour("announce a pod", self.bridge, self.address, self.address, true),
         ]
     }
 
-    /// The pod's side, in one batch: loopback up, address, gateway, default route. `link` is the
+    /// Lets a frame go back out by the port it came in by.
+    ///
+    /// Where bridged frames pass the packet rules (`br_netfilter`, as container engines switch it
+    /// on), the kernel turns a frame for a virtual address around on the bridge, without routing.
+    fn hairpin_request(&self) -> Request {
+        let mut link = named(&self.names.link(self.offset));
+        let data = InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]);
+        link.attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(data)]));
+        Request::route("set up a pod's port", &RouteNetlinkMessage::NewLink(link), 0)
+    }
+
+    /// The pod's side, in one batch: both links up, address, gateway, default route. `link` is the
     /// number of the pod's end in its namespace.
     ///
     /// The address has 32 bits, so that pods reach each other through the host, where the rules
@@ -197,6 +211,7 @@ impl PodLink<'_> {
         let address = address(link, self.address, 32);
         vec![
             start_loopback(),
+            start_link(link),
             Request::route("address a pod", &RouteNetlinkMessage::NewAddress(address), CREATE),
             neighbour("tell a pod its gateway", link, self.gateway, self.gateway, true),
             default_route(link, self.gateway),
@@ -211,18 +226,22 @@ impl PodLink<'_> {
         vec![
             // The link may have gone with its namespace.
             Request::route("take down a pod's link", &set, 0).tolerating(libc::ENODEV),
-            neighbour("forget a pod", self.bridge, self.address, self.address, false)
-                .tolerating(libc::ENOENT),
+            neighbour("forget a pod", self.bridge, self.address, self.address, false).tolerating(libc::ENOENT),
         ]
     }
 }
 
 /// Switches the loopback link of the socket's namespace on.
 pub fn start_loopback() -> Request {
-    let mut loopback = LinkMessage::default();
-    loopback.header.index = 1; // the first link of every namespace
-    up(&mut loopback);
-    Request::route("start the loopback link", &RouteNetlinkMessage::SetLink(loopback), 0)
+    start_link(1) // the first link of every namespace
+}
+
+/// Switches a link on.
+pub fn start_link(link: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = link;
+    up(&mut message);
+    Request::route("start a link", &RouteNetlinkMessage::SetLink(message), 0)
 }
 
 /// Sends everything without another route by way of `gateway`, a neighbour on `link`.
@@ -248,8 +267,7 @@ pub fn delete_group(group: u32) -> Request {
 
 /// Removes one link.
 pub fn delete_link(name: &str) -> Request {
-    Request::route("remove a link", &RouteNetlinkMessage::DelLink(named(name)), 0)
-        .tolerating(libc::ENODEV)
+    Request::route("remove a link", &RouteNetlinkMessage::DelLink(named(name)), 0).tolerating(libc::ENODEV)
 }
 
 fn named(name: &str) -> LinkMessage {

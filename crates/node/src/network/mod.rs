@@ -159,28 +159,20 @@ impl Network {
             None => Upstreams::file("/etc/resolv.conf"),
         };
         let mut avoid = config.avoid;
-        avoid.extend(upstreams.servers(Ipv4Addr::UNSPECIFIED).iter().filter_map(|server| {
-            match server {
-                SocketAddr::V4(server) => Some(Cidr::new(*server.ip(), 32)),
-                SocketAddr::V6(_) => None,
-            }
+        avoid.extend(upstreams.servers(Ipv4Addr::UNSPECIFIED).iter().filter_map(|server| match server {
+            SocketAddr::V4(server) => Some(Cidr::new(*server.ip(), 32)),
+            SocketAddr::V6(_) => None,
         }));
-        let host_config = HostConfig {
-            data_dir: config.data_dir.clone(),
-            live: config.live,
-            avoid,
-            open_ports: config.open_ports,
-        };
+        let host_config =
+            HostConfig { data_dir: config.data_dir.clone(), live: config.live, avoid, open_ports: config.open_ports };
         let host = blocking(move || host::make(&host_config)).await?;
         let started = async {
             let address = SocketAddr::from((host.gateway, 53));
-            let sockets = dns::bind(address)
-                .await
-                .map_err(|source| NetworkError::Dns { address: host.gateway, source })?;
+            let sockets =
+                dns::bind(address).await.map_err(|source| NetworkError::Dns { address: host.gateway, source })?;
             let zone = config.zones.first().cloned().unwrap_or_else(|| "cluster.local".to_owned());
             let inner = Inner::new(&host, &config.data_dir, zone, config.prepared, &stop)?;
-            let server =
-                DnsServer::new(host.gateway, host.pods, config.zones, resolve, upstreams);
+            let server = DnsServer::new(host.gateway, host.pods, config.zones, resolve, upstreams);
             dns::serve(Arc::new(server), sockets, &inner.tasks, inner.stop.clone());
             Ok(Arc::new(inner))
         };
@@ -380,8 +372,7 @@ impl Inner {
     async fn prepare(&self) -> Result<PreparedPod, NetworkError> {
         let offset = self.take_address()?;
         let made = self.worker()?.run(move |worker| worker.make_attached(offset)).await;
-        made.map(|(netns, network)| PreparedPod { netns, network })
-            .inspect_err(|_| self.give_back(offset))
+        made.map(|(netns, network)| PreparedPod { netns, network }).inspect_err(|_| self.give_back(offset))
     }
 }
 

@@ -160,12 +160,7 @@ impl Netlink {
     /// # Errors
     ///
     /// [`Refused`] for the first request that failed; nothing was changed then.
-    pub fn run_atomic(
-        &mut self,
-        begin: &Request,
-        requests: &[Request],
-        end: &Request,
-    ) -> Result<(), Refused> {
+    pub fn run_atomic(&mut self, begin: &Request, requests: &[Request], end: &Request) -> Result<(), Refused> {
         let Some(last) = requests.last() else { return Ok(()) };
         let failed = |what, source| Refused { what, source };
         let first_sequence = self.sequence + 1;

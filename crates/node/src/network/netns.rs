@@ -36,11 +36,7 @@ pub fn of_process(pid: u32) -> io::Result<OwnedFd> {
 /// # Panics
 ///
 /// When the thread cannot return to `home`: it must not go on in a pod's namespace.
-pub fn inside<T>(
-    home: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    work: impl FnOnce() -> io::Result<T>,
-) -> io::Result<T> {
+pub fn inside<T>(home: BorrowedFd<'_>, target: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     setns(target, CloneFlags::CLONE_NEWNET)?;
     let result = work();
     setns(home, CloneFlags::CLONE_NEWNET).expect("a thread can return to its own namespace");
@@ -59,7 +55,6 @@ pub fn inside<T>(
 pub fn create(home: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     let made = current();
-    setns(home.as_fd(), CloneFlags::CLONE_NEWNET)
-        .expect("a thread can return to its own namespace");
+    setns(home.as_fd(), CloneFlags::CLONE_NEWNET).expect("a thread can return to its own namespace");
     made
 }

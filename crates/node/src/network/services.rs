@@ -74,11 +74,7 @@ pub fn service_rules(names: &Names, services: &[VirtualIp]) -> Batch {
 }
 
 /// One chain and one map of targets per service with backends; the map's entries lead there.
-fn backend_chains(
-    batch: &mut Batch,
-    table: &str,
-    services: &[VirtualIp],
-) -> Vec<((Ipv4Addr, u8, u16), Verdict)> {
+fn backend_chains(batch: &mut Batch, table: &str, services: &[VirtualIp]) -> Vec<((Ipv4Addr, u8, u16), Verdict)> {
     let mut verdicts = Vec::new();
     for (number, service) in (4u32..).zip(services.iter().filter(|s| !s.backends.is_empty())) {
         let name = format!("service-{number}");
@@ -89,9 +85,7 @@ fn backend_chains(
         let map = format!("targets-{number}");
         batch.set(WHAT, Family::Inet, table, &map, number, &Set::Targets(targets));
         // The protocol is stated again: the kernel translates ports only where it knows it.
-        let rule = Rule::new()
-            .transport(service.protocol.number())
-            .to_random_target(&map, count);
+        let rule = Rule::new().transport(service.protocol.number()).to_random_target(&map, count);
         batch.rule(WHAT, Family::Inet, table, &name, rule);
         verdicts.push((key(service), Verdict::Goto(name)));
     }

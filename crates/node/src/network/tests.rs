@@ -58,37 +58,27 @@ const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 impl Machine {
     /// A link between machine and neighbour, addressed by the same requests as a pod's.
     fn connect_outside(&self) {
-        let names = Names { link_prefix: "uplink-".to_owned(), group: 0, ..Names::new(Path::new("/")) };
+        let mut names = Names::new(Path::new("/"));
+        names.link_prefix = "uplink-".to_owned();
+        names.group = 0;
         let mut route = netlink::Netlink::route().unwrap();
-        let link = links::PodLink {
-            names: &names,
-            bridge: 0,
-            offset: 1,
-            address: OUTSIDE,
-            gateway: MACHINE,
-            mtu: 1500,
-        };
+        let link =
+            links::PodLink { names: &names, bridge: 0, offset: 1, address: OUTSIDE, gateway: MACHINE, mtu: 1500 };
         route.run(&link.host_requests(self.outside.as_fd())[..1]).unwrap();
-        let mut inside =
-            netns::inside(self.home.as_fd(), self.outside.as_fd(), netlink::Netlink::route).unwrap();
+        let mut inside = netns::inside(self.home.as_fd(), self.outside.as_fd(), netlink::Netlink::route).unwrap();
         let far = links::get_link(&mut inside, "eth0").unwrap().index;
         let near = links::get_link(&mut route, "uplink-001").unwrap().index;
         let net = Cidr::new(MACHINE, 24);
-        inside.run(&[links::address_bridge(far, OUTSIDE, net)]).unwrap();
+        inside.run(&[links::start_link(far), links::address_bridge(far, OUTSIDE, net)]).unwrap();
         route.run(&[links::address_bridge(near, MACHINE, net), links::start_loopback()]).unwrap();
     }
 
     /// Starts a platform's network with its runtime on this thread's namespace.
     fn platform(&self, config: Config) -> Platform {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let data_dir = config.data_dir.clone();
         let resolve = Arc::new(ToBridge(Ipv4Addr::new(10, 200, 0, 1)));
-        let network =
-            runtime.block_on(Network::start(config, resolve, CancellationToken::new())).unwrap();
+        let network = runtime.block_on(Network::start(config, resolve, CancellationToken::new())).unwrap();
         Platform { runtime, network, data_dir }
     }
 
@@ -190,20 +180,14 @@ fn pods_reach_outside_with_the_machines_address_and_outside_does_not_reach_pods(
         let platform = machine.platform(config(directory.path()));
         let gateway = platform.network.gateway_address();
         let pod = platform.pod();
-        let listener = machine
-            .inside(machine.outside.as_fd(), || TcpListener::bind((OUTSIDE, 0)))
-            .unwrap();
+        let listener = machine.inside(machine.outside.as_fd(), || TcpListener::bind((OUTSIDE, 0))).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let stream = machine
-            .inside(pod.netns.as_fd(), || TcpStream::connect((OUTSIDE, port)))
-            .unwrap();
+        let stream = machine.inside(pod.netns.as_fd(), || TcpStream::connect((OUTSIDE, port))).unwrap();
         let (_, from) = listener.accept().unwrap();
         assert_eq!(from.ip(), IpAddr::V4(MACHINE), "the pod's address stays inside");
         drop(stream);
 
-        let inner = machine
-            .inside(pod.netns.as_fd(), || serve((Ipv4Addr::UNSPECIFIED, 0)))
-            .unwrap();
+        let inner = machine.inside(pod.netns.as_fd(), || serve((Ipv4Addr::UNSPECIFIED, 0))).unwrap();
         serve((Ipv4Addr::UNSPECIFIED, 80)).unwrap();
         assert!(reaches(pod.network.address, inner), "the machine reaches the pod");
         // The neighbour routes the pods' range to this machine.
@@ -230,9 +214,7 @@ fn a_pod_cannot_speak_for_another() {
         let (honest, liar) = (platform.pod(), platform.pod());
         let gateway = platform.network.gateway_address();
         // Pods reach each other, through the machine.
-        let port = machine
-            .inside(honest.netns.as_fd(), || serve((Ipv4Addr::UNSPECIFIED, 0)))
-            .unwrap();
+        let port = machine.inside(honest.netns.as_fd(), || serve((Ipv4Addr::UNSPECIFIED, 0))).unwrap();
         machine
             .inside(liar.netns.as_fd(), || {
                 assert!(reaches(honest.network.address, port), "pod to pod");
@@ -253,9 +235,7 @@ fn a_pod_cannot_speak_for_another() {
             .unwrap();
         // The owner of the address is still reached, and not the liar.
         assert!(reaches(honest.network.address, port));
-        let socket = machine
-            .inside(honest.netns.as_fd(), || UdpSocket::bind((honest.network.address, 0)))
-            .unwrap();
+        let socket = machine.inside(honest.netns.as_fd(), || UdpSocket::bind((honest.network.address, 0))).unwrap();
         socket.set_read_timeout(Some(NEVER)).unwrap();
         assert!(socket.recv_from(&mut [0; 512]).is_err(), "the forged question's answer came here");
         platform.stop();
@@ -310,9 +290,7 @@ fn a_restart_keeps_live_pods_and_removes_the_others() {
         assert!(links.contains(&alive.network.host_link), "{links:?}");
         assert!(!links.contains(&dead.network.host_link), "{links:?}");
         let gateway = platform.network.gateway_address();
-        let asked = machine.inside(alive.netns.as_fd(), || {
-            ask(gateway, "hello.default.svc.cluster.local.")
-        });
+        let asked = machine.inside(alive.netns.as_fd(), || ask(gateway, "hello.default.svc.cluster.local."));
         assert_eq!(asked.unwrap().answers.len(), 1);
         platform.stop();
     });
@@ -340,9 +318,7 @@ fn a_virtual_address_leads_to_its_backends() {
         let directory = tempfile::tempdir().unwrap();
         let platform = machine.platform(config(directory.path()));
         let (server, asker) = (platform.pod(), platform.pod());
-        let port = machine
-            .inside(server.netns.as_fd(), || serve((Ipv4Addr::UNSPECIFIED, 0)))
-            .unwrap();
+        let port = machine.inside(server.netns.as_fd(), || serve((Ipv4Addr::UNSPECIFIED, 0))).unwrap();
         let ip = Ipv4Addr::new(10, 96, 7, 7);
         let backend = std::net::SocketAddrV4::new(server.network.address, port);
         let service = |port, backends| VirtualIp { ip, port, protocol: Protocol::Tcp, backends };
@@ -350,9 +326,7 @@ fn a_virtual_address_leads_to_its_backends() {
             platform.runtime.block_on(platform.network.set_services(services)).unwrap();
         };
         set(vec![service(80, vec![backend]), service(81, vec![]), service(82, vec![backend; 3])]);
-        let reached = |pod: &PreparedPod, port| {
-            machine.inside(pod.netns.as_fd(), || Ok(reaches(ip, port))).unwrap()
-        };
+        let reached = |pod: &PreparedPod, port| machine.inside(pod.netns.as_fd(), || Ok(reaches(ip, port))).unwrap();
         assert!(reached(&asker, 80));
         assert!(reached(&asker, 82), "several backends");
         assert!(reached(&server, 80), "a pod by way of its own service");
@@ -382,8 +356,7 @@ fn prepared_namespaces_are_taken_and_released_addresses_rest() {
 fn this_machine_passes_its_own_checks() {
     on_a_machine(|_| {
         let checks = doctor();
-        let bad: Vec<&Check> =
-            checks.iter().filter(|c| matches!(c.outcome, Outcome::Bad(_))).collect();
+        let bad: Vec<&Check> = checks.iter().filter(|c| matches!(c.outcome, Outcome::Bad(_))).collect();
         assert!(bad.is_empty(), "{bad:?}");
     });
 }

@@ -70,8 +70,7 @@ pub struct Worker {
 /// No thread or socket could be made.
 pub fn start(host: Host) -> Result<(Handle, JoinHandle<()>), NetworkError> {
     let fail = |source| NetworkError::from_io("start the network's thread", source);
-    let mut worker =
-        Worker { host, home: netns::current().map_err(fail)?, route: host::open_route()? };
+    let mut worker = Worker { host, home: netns::current().map_err(fail)?, route: host::open_route()? };
     let (jobs, waiting) = sync_channel::<Job>(MAX_WAITING);
     let thread = std::thread::Builder::new()
         .name("network".to_owned())
@@ -89,11 +88,8 @@ impl Worker {
     pub fn attach(&mut self, netns: BorrowedFd<'_>, offset: u32) -> Result<PodNetwork, NetworkError> {
         let pod = pod_link(&self.host, offset);
         let requests = pod.host_requests(netns);
-        let inside = self
-            .route
-            .run(&requests)
-            .map_err(NetworkError::from)
-            .and_then(|()| self.set_up_inside(&pod, netns));
+        let inside =
+            self.route.run(&requests).map_err(NetworkError::from).and_then(|()| self.set_up_inside(&pod, netns));
         if let Err(error) = inside {
             let name = self.host.names.link(offset);
             let _ = self.route.run(&[links::delete_link(&name)]);
@@ -120,11 +116,7 @@ impl Worker {
         Ok((made, network))
     }
 
-    fn set_up_inside(
-        &self,
-        pod: &PodLink<'_>,
-        netns: BorrowedFd<'_>,
-    ) -> Result<(), NetworkError> {
+    fn set_up_inside(&self, pod: &PodLink<'_>, netns: BorrowedFd<'_>) -> Result<(), NetworkError> {
         let mut socket = netns::inside(self.home.as_fd(), netns, Netlink::route)
             .map_err(|source| NetworkError::from_io("enter a pod's network namespace", source))?;
         let link = links::get_link(&mut socket, links::POD_LINK)?.index;

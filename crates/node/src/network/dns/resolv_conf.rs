@@ -73,17 +73,14 @@ pub(super) fn parse(text: &str) -> Vec<SocketAddr> {
         let mut words = line.split_whitespace();
         let address = (words.next()? == "nameserver").then(|| words.next()).flatten()?;
         let address: IpAddr = address.parse().ok()?;
-        (!address.is_unspecified() && !address.is_multicast())
-            .then(|| SocketAddr::new(address, 53))
+        (!address.is_unspecified() && !address.is_multicast()).then(|| SocketAddr::new(address, 53))
     };
     text.lines().filter_map(server).take(MAX_SERVERS).collect()
 }
 
 /// The `resolv.conf` of a pod in `namespace`, as on a cluster.
 pub fn pod_resolv_conf(server: Ipv4Addr, namespace: &str, zone: &str) -> String {
-    format!(
-        "search {namespace}.svc.{zone} svc.{zone} {zone}\nnameserver {server}\noptions ndots:5\n"
-    )
+    format!("search {namespace}.svc.{zone} svc.{zone} {zone}\nnameserver {server}\noptions ndots:5\n")
 }
 
 #[cfg(test)]

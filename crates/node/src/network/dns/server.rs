@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::Upstreams;
 use super::cache::Cache;
 use super::upstream::{self, UDP_PAYLOAD};
 use super::zone::{self, Decision, Resolve};
-use super::Upstreams;
 use crate::network::cidr::Cidr;
 
 /// Questions being answered at once; more by UDP are dropped, more by TCP wait.
@@ -77,12 +77,7 @@ pub fn serve(
     tasks.spawn(serve_tcp(server, tcp, tasks.clone(), stop));
 }
 
-async fn serve_udp(
-    server: Arc<DnsServer>,
-    socket: Arc<UdpSocket>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-) {
+async fn serve_udp(server: Arc<DnsServer>, socket: Arc<UdpSocket>, tasks: TaskTracker, stop: CancellationToken) {
     let mut buffer = vec![0; MAX_QUESTION_BYTES];
     loop {
         let received = tokio::select! {
@@ -106,12 +101,7 @@ async fn serve_udp(
     }
 }
 
-async fn serve_tcp(
-    server: Arc<DnsServer>,
-    listener: TcpListener,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-) {
+async fn serve_tcp(server: Arc<DnsServer>, listener: TcpListener, tasks: TaskTracker, stop: CancellationToken) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
@@ -141,13 +131,7 @@ async fn serve_tcp(
 
 impl DnsServer {
     /// A server with an empty cache.
-    pub fn new(
-        own: Ipv4Addr,
-        pods: Cidr,
-        zones: Vec<String>,
-        resolve: Arc<dyn Resolve>,
-        upstreams: Upstreams,
-    ) -> Self {
+    pub fn new(own: Ipv4Addr, pods: Cidr, zones: Vec<String>, resolve: Arc<dyn Resolve>, upstreams: Upstreams) -> Self {
         let in_flight = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
         Self { own, pods, zones, resolve, upstreams, cache: Cache::default(), in_flight }
     }

@@ -72,8 +72,7 @@ async fn ask_tcp(server: SocketAddr, query: &Query) -> io::Result<Message> {
     let length = stream.read_u16().await?;
     let mut answer = vec![0; length.into()];
     stream.read_exact(&mut answer).await?;
-    matching(&answer, &asked)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer fits no question"))
+    matching(&answer, &asked).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer fits no question"))
 }
 
 /// The answer in `bytes`, if it belongs to what was asked.

@@ -128,16 +128,12 @@ impl Rule {
 
     /// The destination address is this one.
     pub fn destination(self, address: Ipv4Addr) -> Self {
-        self.ipv4()
-            .load(NETWORK_HEADER, IP_DESTINATION, 4, REG_1)
-            .compare(true, &address.octets())
+        self.ipv4().load(NETWORK_HEADER, IP_DESTINATION, 4, REG_1).compare(true, &address.octets())
     }
 
     /// The packet is of this transport protocol and goes to this port.
     pub fn port(self, protocol: u8, port: u16) -> Self {
-        self.transport(protocol)
-            .load(TRANSPORT_HEADER, 2, 2, REG_1)
-            .compare(true, &port.to_be_bytes())
+        self.transport(protocol).load(TRANSPORT_HEADER, 2, 2, REG_1).compare(true, &port.to_be_bytes())
     }
 
     /// The packet is of this transport protocol.
@@ -147,9 +143,7 @@ impl Rule {
 
     /// The packet is an ICMP message of this type.
     pub fn icmp(self, kind: u8) -> Self {
-        self.transport(libc::IPPROTO_ICMP as u8)
-            .load(TRANSPORT_HEADER, 0, 1, REG_1)
-            .compare(true, &[kind])
+        self.transport(libc::IPPROTO_ICMP as u8).load(TRANSPORT_HEADER, 0, 1, REG_1).compare(true, &[kind])
     }
 
     /// The packet belongs to a connection that was let through.
@@ -207,10 +201,12 @@ impl Rule {
     }
 
     fn service_key(self) -> Self {
-        self.ipv4()
-            .load(NETWORK_HEADER, IP_DESTINATION, 4, REG_1)
-            .meta(META_L4PROTO, REG32_1)
-            .load(TRANSPORT_HEADER, 2, 2, REG32_2)
+        self.ipv4().load(NETWORK_HEADER, IP_DESTINATION, 4, REG_1).meta(META_L4PROTO, REG32_1).load(
+            TRANSPORT_HEADER,
+            2,
+            2,
+            REG32_2,
+        )
     }
 
     /// Sends the packet to one of the `count` targets (address and port) of `map`, at random.
@@ -257,11 +253,7 @@ impl Rule {
     }
 
     fn load(self, base: u32, offset: u32, length: u32, register: u32) -> Self {
-        let data = Attributes::default()
-            .number(1, register)
-            .number(2, base)
-            .number(3, offset)
-            .number(4, length);
+        let data = Attributes::default().number(1, register).number(2, base).number(3, offset).number(4, length);
         self.expression("payload", data)
     }
 

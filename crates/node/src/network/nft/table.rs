@@ -101,14 +101,10 @@ impl Set {
             Self::Ports(_) => plain(joined(&[LINK, ETHER, IPV4]), 28),
             Self::Pairs(_) => plain(joined(&[IPV4, IPV4]), 8),
             Self::Services(_) => plain(service, 12),
-            Self::ServiceVerdicts(_) => {
-                Shape { flags: MAP, data: Some((VERDICT, 0)), ..plain(service, 12) }
+            Self::ServiceVerdicts(_) => Shape { flags: MAP, data: Some((VERDICT, 0)), ..plain(service, 12) },
+            Self::Targets(_) => {
+                Shape { flags: MAP | CONSTANT, data: Some((joined(&[IPV4, PORT]), 8)), ..plain(INTEGER, 4) }
             }
-            Self::Targets(_) => Shape {
-                flags: MAP | CONSTANT,
-                data: Some((joined(&[IPV4, PORT]), 8)),
-                ..plain(INTEGER, 4)
-            },
         }
     }
 
@@ -126,14 +122,11 @@ impl Set {
                     element(&key)
                 })
                 .collect(),
-            Self::Pairs(all) => {
-                all.iter().map(|(a, b)| element(&[a.octets(), b.octets()].concat())).collect()
-            }
+            Self::Pairs(all) => all.iter().map(|(a, b)| element(&[a.octets(), b.octets()].concat())).collect(),
             Self::Services(all) => all.iter().map(|key| element(&service_key(*key))).collect(),
-            Self::ServiceVerdicts(all) => all
-                .iter()
-                .map(|(key, verdict)| element(&service_key(*key)).nest(2, verdict.data()))
-                .collect(),
+            Self::ServiceVerdicts(all) => {
+                all.iter().map(|(key, verdict)| element(&service_key(*key)).nest(2, verdict.data())).collect()
+            }
             Self::Targets(all) => (0u32..)
                 .zip(all)
                 .map(|(number, (address, port))| {
@@ -202,24 +195,13 @@ impl Batch {
 
     /// A rule at the end of `chain`; `what` is for error texts.
     pub fn rule(&mut self, what: &'static str, family: Family, table: &str, chain: &str, rule: Rule) {
-        let attributes = Attributes::default()
-            .text(1, table)
-            .text(2, chain)
-            .nest(4, rule.expressions());
+        let attributes = Attributes::default().text(1, table).text(2, chain).nest(4, rule.expressions());
         self.push(what, NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, family, &attributes);
     }
 
     /// A set or map with its elements; `id` is its number in this batch. A set is declared before
     /// the rules that use it; a map's verdicts lead to chains declared before it.
-    pub fn set(
-        &mut self,
-        what: &'static str,
-        family: Family,
-        table: &str,
-        name: &str,
-        id: u32,
-        set: &Set,
-    ) {
+    pub fn set(&mut self, what: &'static str, family: Family, table: &str, name: &str, id: u32, set: &Set) {
         let shape = set.shape();
         let elements = set.elements();
         let size = u32::try_from(elements.len().max(1)).unwrap_or(u32::MAX);
@@ -235,14 +217,8 @@ impl Batch {
         attributes = attributes.nest(9, Attributes::default().number(1, size)).number(10, id);
         self.push(what, NEW_SET, NLM_F_CREATE, family, &attributes);
         for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
-            let list = chunk
-                .iter()
-                .fold(Attributes::default(), |list, element| list.nest(1, element.clone()));
-            let attributes = Attributes::default()
-                .text(1, table)
-                .text(2, name)
-                .nest(3, list)
-                .number(4, id);
+            let list = chunk.iter().fold(Attributes::default(), |list, element| list.nest(1, element.clone()));
+            let attributes = Attributes::default().text(1, table).text(2, name).nest(3, list).number(4, id);
             self.push(what, NEW_ELEMENTS, NLM_F_CREATE, family, &attributes);
         }
     }
@@ -253,13 +229,7 @@ impl Batch {
     ///
     /// The kernel refused one of them; none was made.
     pub fn commit(&self, socket: &mut Netlink) -> Result<(), Refused> {
-        let frame = |kind| Request {
-            what: "change rules",
-            kind,
-            flags: 0,
-            payload: vec![0, 0, 0, 10],
-            tolerate: None,
-        };
+        let frame = |kind| Request { what: "change rules", kind, flags: 0, payload: vec![0, 0, 0, 10], tolerate: None };
         socket.run_atomic(&frame(BATCH_BEGIN), &self.requests, &frame(BATCH_END))
     }
 
