@@ -365,6 +365,16 @@ impl Cas {
         }
     }
 
+    /// Removes a blob unless a [`Hold`] keeps it: for what was stored and then found useless.
+    ///
+    /// # Errors
+    ///
+    /// [`CasError::Io`].
+    pub fn discard(&self, digest: &Digest) -> Result<(), CasError> {
+        let pins = self.pins.lock();
+        if pins.held.contains_key(digest) { Ok(()) } else { self.remove(digest) }
+    }
+
     /// A hold that keeps blobs from being collected while they are written and not yet referred to.
     pub fn hold(&self) -> Hold {
         Hold { pins: Arc::clone(&self.pins), kept: Mutex::default() }

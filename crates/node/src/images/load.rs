@@ -39,26 +39,19 @@ pub struct LoadedImage {
 }
 
 /// Images found in an archive and already in the content store; not recorded under their names yet.
-pub(crate) struct Found {
-    pub(crate) images: Vec<(Option<Reference>, Digest)>,
-    /// Blobs that this load stored and that belong to no image.
-    pub(crate) garbage: Vec<Digest>,
-}
+pub(crate) type Found = Vec<(Option<Reference>, Digest)>;
 
-/// Reads a tar stream.
+/// Reads a tar stream. `fresh` gets the blobs that were stored and were not there before, also when it fails.
 pub(crate) fn from_tar(
     cas: &Cas,
     hold: &Arc<Hold>,
     source: impl Read + Send,
     config: &Config,
+    fresh: &mut Vec<Digest>,
 ) -> Result<Found, ImagesError> {
-    let refuse = ImagesError::archive("the image archive cannot be loaded");
-    let mut plain = match decompress(source, config.load_bytes) {
-        Ok(plain) => plain,
-        Err(error) => return Err(ImagesError::Source(error)),
-    };
+    let mut plain = decompress(source, config.load_bytes).map_err(ImagesError::Source)?;
     let limits = Limits { entries: 100_000, ..Limits::layer() };
-    let mut files = TarFiles { cas, hold, config, blobs: HashMap::new(), links: HashMap::new(), fresh: Vec::new() };
+    let mut files = TarFiles { cas, hold, config, blobs: HashMap::new(), links: HashMap::new(), fresh };
     let mut documents: HashMap<PathBuf, Vec<u8>> = HashMap::new();
     // The store's error is carried beside the archive's, which cannot hold it.
     let mut failure = None;
@@ -76,7 +69,7 @@ pub(crate) fn from_tar(
                 documents.insert(path, text);
             }
             Kind::File => {
-                if let Err(error) = files.store(path, content) {
+                if let Err(error) = files.store(path, entry.size, content) {
                     let stop = ArchiveError::entry(&entry.name, error.text());
                     failure = Some(error);
                     return Err(stop);
@@ -92,30 +85,11 @@ pub(crate) fn from_tar(
         }
         Ok(())
     });
-    let images = match result {
-        Err(error) => {
-            let not_a_tar = !any && matches!(error, ArchiveError::Read(_));
-            Err(failure.unwrap_or_else(|| {
-                if not_a_tar { ImagesError::Layout("it is no tar archive".to_owned()) } else { refuse(error) }
-            }))
-        }
+    match result {
         Ok(()) => files.images(&documents),
-    };
-    let fresh = files.fresh;
-    match images {
-        Ok(images) => {
-            let mut used = HashSet::new();
-            for (_, digest) in &images {
-                used.extend(reachable(cas, *digest, config).unwrap_or_default());
-            }
-            Ok(Found { images, garbage: fresh.into_iter().filter(|digest| !used.contains(digest)).collect() })
-        }
-        Err(error) => {
-            for digest in fresh {
-                let _ = cas.remove(&digest);
-            }
-            Err(error)
-        }
+        Err(_) if failure.is_some() => Err(failure.expect("it was looked at")),
+        Err(ArchiveError::Read(_)) if !any => Err(ImagesError::Layout("it is no tar archive".to_owned())),
+        Err(error) => Err(ImagesError::archive("the image archive cannot be loaded")(error)),
     }
 }
 
@@ -129,20 +103,24 @@ struct TarFiles<'a> {
     config: &'a Config,
     blobs: HashMap<PathBuf, (Digest, u64)>,
     links: HashMap<PathBuf, PathBuf>,
-    fresh: Vec<Digest>,
+    fresh: &'a mut Vec<Digest>,
 }
 
 impl TarFiles<'_> {
-    fn store(&mut self, path: PathBuf, content: &mut dyn Read) -> Result<(), ImagesError> {
+    fn store(&mut self, path: PathBuf, size: u64, content: &mut dyn Read) -> Result<(), ImagesError> {
         let named = path
             .strip_prefix("blobs/sha256")
             .ok()
             .and_then(|name| format!("sha256:{}", name.display()).parse::<Digest>().ok());
         let mut writer = self.cas.writer(self.config.layer_bytes)?.held_by(Arc::clone(self.hold));
-        io::copy(content, &mut writer).map_err(|error| match error.downcast::<CasError>() {
+        let copied = io::copy(content, &mut writer).map_err(|error| match error.downcast::<CasError>() {
             Ok(error) => ImagesError::Cas(error),
             Err(error) => ImagesError::Source(error),
         })?;
+        if copied != size {
+            let why = "the archive ends within a file";
+            return Err(ImagesError::Source(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
+        }
         let stored = writer.commit(named.as_ref())?;
         if stored.fresh {
             self.fresh.push(stored.digest);
@@ -243,7 +221,13 @@ impl TarFiles<'_> {
 }
 
 /// Reads an OCI layout in a directory. Only what its images need is taken in.
-pub(crate) fn from_directory(cas: &Cas, hold: &Arc<Hold>, path: &Path, config: &Config) -> Result<Found, ImagesError> {
+pub(crate) fn from_directory(
+    cas: &Cas,
+    hold: &Arc<Hold>,
+    path: &Path,
+    config: &Config,
+    fresh: &mut Vec<Digest>,
+) -> Result<Found, ImagesError> {
     let index = path.join("index.json");
     if !path.join("oci-layout").is_file() || !index.is_file() {
         return Err(ImagesError::Layout(format!("{} has no `oci-layout` and `index.json`", path.display())));
@@ -260,12 +244,14 @@ pub(crate) fn from_directory(cas: &Cas, hold: &Arc<Hold>, path: &Path, config: &
             hold.keep(digest);
             let blob = path.join("blobs/sha256").join(digest.hex());
             let mut file = fs::File::open(&blob).map_err(ImagesError::io("open", &blob))?;
-            cas.put_reader(&mut file, config.layer_bytes, Some(&digest))?;
+            if cas.put_reader(&mut file, config.layer_bytes, Some(&digest))?.fresh {
+                fresh.push(digest);
+            }
             wanted.extend(next_pieces(cas, digest, config));
         }
         check(cas, *digest, config)?;
     }
-    Ok(Found { images, garbage: Vec::new() })
+    Ok(images)
 }
 
 /// What a manifest or index refers to; nothing for any other blob.
@@ -298,6 +284,15 @@ fn layout_images(text: &[u8]) -> Result<Vec<(Option<Reference>, Digest)>, Images
 
 /// Whether an image is complete and for this machine.
 fn check(cas: &Cas, digest: Digest, config: &Config) -> Result<(), ImagesError> {
+    check_stored(cas, digest, config).map_err(|error| match error {
+        ImagesError::Cas(CasError::Missing(blob)) => {
+            ImagesError::Layout(format!("its blob {blob} is not in the archive"))
+        }
+        other => other,
+    })
+}
+
+fn check_stored(cas: &Cas, digest: Digest, config: &Config) -> Result<(), ImagesError> {
     let what = digest.to_string();
     let (image, _) = manifest::stored(cas, &what, digest, config)?;
     let file = manifest::parse_config(&what, &cas.read(&image.config.digest, config.manifest_bytes)?)?;

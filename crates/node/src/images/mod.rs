@@ -143,9 +143,7 @@ impl Images {
     ) -> Result<Vec<LoadedImage>, ImagesError> {
         let inner = Arc::clone(&self.inner);
         bridge::with_reader(source, move |reader| {
-            let hold = Arc::new(inner.cas.hold());
-            let found = load::from_tar(&inner.cas, &hold, reader, &inner.config)?;
-            inner.adopt(found, name, &hold)
+            inner.take_in(name, |hold, fresh| load::from_tar(&inner.cas, hold, reader, &inner.config, fresh))
         })
         .await
     }
@@ -158,14 +156,13 @@ impl Images {
     pub async fn load_path(&self, path: &Path, name: Option<Reference>) -> Result<Vec<LoadedImage>, ImagesError> {
         let (inner, path) = (Arc::clone(&self.inner), path.to_owned());
         error::blocking(move || {
-            let hold = Arc::new(inner.cas.hold());
-            let found = if path.is_dir() {
-                load::from_directory(&inner.cas, &hold, &path, &inner.config)?
-            } else {
+            inner.take_in(name, |hold, fresh| {
+                if path.is_dir() {
+                    return load::from_directory(&inner.cas, hold, &path, &inner.config, fresh);
+                }
                 let file = fs::File::open(&path).map_err(ImagesError::io("open", &path))?;
-                load::from_tar(&inner.cas, &hold, file, &inner.config)?
-            };
-            inner.adopt(found, name, &hold)
+                load::from_tar(&inner.cas, hold, file, &inner.config, fresh)
+            })
         })
         .await
     }
@@ -319,17 +316,29 @@ pub fn code_digest(reference: &str) -> Option<Digest> {
 }
 
 impl Inner {
-    /// Records what a load found and removes what it did not need.
-    fn adopt(
+    /// Runs a load, records what it found, and removes what it stored for nothing.
+    fn take_in(
         &self,
-        found: load::Found,
         name: Option<Reference>,
-        _hold: &Hold,
+        load: impl FnOnce(&Arc<Hold>, &mut Vec<Digest>) -> Result<load::Found, ImagesError>,
     ) -> Result<Vec<LoadedImage>, ImagesError> {
-        for digest in &found.garbage {
-            self.cas.remove(digest)?;
+        let hold = Arc::new(self.cas.hold());
+        let mut fresh = Vec::new();
+        let loaded = load(&hold, &mut fresh).and_then(|found| self.adopt(found, name));
+        let mut used = HashSet::new();
+        for image in loaded.iter().flatten() {
+            used.extend(load::reachable(&self.cas, image.digest, &self.config)?);
         }
-        let mut images = found.images;
+        // Another load or pull may have come to need the same blobs: its hold keeps them.
+        drop(hold);
+        for digest in fresh.iter().filter(|digest| !used.contains(digest)) {
+            self.cas.discard(digest)?;
+        }
+        loaded
+    }
+
+    fn adopt(&self, found: load::Found, name: Option<Reference>) -> Result<Vec<LoadedImage>, ImagesError> {
+        let mut images = found;
         if let Some(name) = name {
             if name.digest().is_some() {
                 return Err(ImagesError::Layout(format!("{name} cannot be given as a name: a digest is not chosen")));

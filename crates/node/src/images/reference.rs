@@ -104,7 +104,12 @@ impl FromStr for Reference {
             (Some(digest), _) => Version::Digest(digest.parse().map_err(|error| refuse(format!("{error}")))?),
             (None, tag) => Version::Tag(tag.unwrap_or("latest").to_owned()),
         };
-        Ok(Self { registry: normal_registry(parsed.registry()), repository: parsed.repository().to_owned(), version })
+        let registry = normal_registry(parsed.registry());
+        let mut repository = parsed.repository().to_owned();
+        if registry == "docker.io" && !repository.contains('/') {
+            repository.insert_str(0, "library/");
+        }
+        Ok(Self { registry, repository, version })
     }
 }
 
@@ -132,7 +137,7 @@ mod tests {
             ("docker.io/nginx", "docker.io/library/nginx:latest".to_owned()),
             ("index.docker.io/nginx", "docker.io/library/nginx:latest".to_owned()),
             ("index.docker.io/library/nginx:a", "docker.io/library/nginx:a".to_owned()),
-            ("registry-1.docker.io/library/nginx", "docker.io/library/nginx:latest".to_owned()),
+            ("registry-1.docker.io/nginx", "docker.io/library/nginx:latest".to_owned()),
             ("user/app", "docker.io/user/app:latest".to_owned()),
             ("localhost/app", "localhost/app:latest".to_owned()),
             ("localhost:5000/app:v1", "localhost:5000/app:v1".to_owned()),

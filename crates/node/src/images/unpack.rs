@@ -156,7 +156,10 @@ impl Inner {
         fs::set_permissions(&inside, fs::Permissions::from_mode(0o755))
             .map_err(ImagesError::io("set the mode of", &inside))?;
         fill(&inside)?;
-        let _ = fs::remove_dir_all(path);
+        if path.is_dir() {
+            // The same content is there, and pods may have it mounted.
+            return Ok(());
+        }
         fs::rename(&inside, path).map_err(ImagesError::io("rename to", path))
     }
 

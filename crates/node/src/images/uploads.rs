@@ -45,7 +45,7 @@ impl Inner {
         let _lock = self.locks.lock(stored.digest).await;
         let inner = Arc::clone(self);
         let archive = blocking(move || {
-            let made = inner.unpack_code(stored.digest).and_then(|source| {
+            inner.unpack_code(stored.digest).and_then(|source| {
                 let files = source.files.iter().take(NAMED_FILES).map(|file| file.display().to_string()).collect();
                 let archive =
                     StoredArchive { digest: stored.digest, size: stored.size, unpacked_bytes: source.bytes, files };
@@ -53,14 +53,13 @@ impl Inner {
                 let text = serde_json::to_vec(&archive).map_err(|error| ImagesError::Source(error.into()))?;
                 write_synced(&marks.join(stored.digest.hex()), &text)?;
                 Ok(archive)
-            });
-            if made.is_err() && stored.fresh {
-                let _ = inner.cas.remove(&stored.digest);
-            }
-            made
+            })
         });
         let archive = archive.await;
         drop(hold);
+        if archive.is_err() && stored.fresh {
+            self.cas.discard(&stored.digest)?;
+        }
         archive
     }
 

@@ -232,22 +232,26 @@ fn decode(header: &Header, extensions: Extensions) -> Result<Entry, ArchiveError
             return Err(ArchiveError::entry(&name, why));
         }
     };
-    let field = |value: io::Result<u64>| {
-        value.map_err(|_| ArchiveError::entry(&name, "a number in its header is not readable"))
+    // A field that is left empty means 0, as other readers take it.
+    let field = |bytes: &[u8], value: io::Result<u64>| {
+        let empty = bytes.iter().all(|byte| matches!(byte, 0 | b' '));
+        let unreadable = |_| ArchiveError::entry(&name, "a number in its header is not readable");
+        if empty { Ok(0) } else { value.map_err(unreadable) }
     };
+    let fields = header.as_old();
     let id = |value: u64| {
         u32::try_from(value)
             .ok()
             .filter(|id| *id != u32::MAX)
             .ok_or_else(|| ArchiveError::entry(&name, "its owner is not a 32-bit number"))
     };
-    let uid = id(extensions.uid.map_or_else(|| field(header.uid()), Ok)?)?;
-    let gid = id(extensions.gid.map_or_else(|| field(header.gid()), Ok)?)?;
-    let mode = header.mode().map_err(|_| ArchiveError::entry(&name, "its mode is not readable"))? & 0o7777;
+    let uid = id(extensions.uid.map_or_else(|| field(&fields.uid, header.uid()), Ok)?)?;
+    let gid = id(extensions.gid.map_or_else(|| field(&fields.gid, header.gid()), Ok)?)?;
+    let mode = u32::try_from(field(&fields.mode, header.mode().map(u64::from))? & 0o7777).unwrap_or(0);
     let mtime =
         extensions.mtime.unwrap_or_else(|| header.mtime().ok().and_then(|time| i64::try_from(time).ok()).unwrap_or(0));
     let size = match kind {
-        Kind::File => extensions.size.map_or_else(|| field(header.entry_size()), Ok)?,
+        Kind::File => extensions.size.map_or_else(|| field(&fields.size, header.entry_size()), Ok)?,
         // Links and directories may carry a size but never bytes.
         _ => 0,
     };
