@@ -130,6 +130,7 @@ impl ApiServer {
             served,
             accepted,
             warnings: parking_lot::Mutex::default(),
+            applied: parking_lot::Mutex::default(),
         };
         if call.served.def.namespaced && call.target.namespace.is_empty() && !call.target.name.is_empty() {
             return Err(ApiError::no_such_resource());

@@ -39,6 +39,8 @@ pub(crate) struct Call {
     pub accepted: Accepted,
     /// Texts for `Warning` headers, in order.
     pub warnings: parking_lot::Mutex<Vec<String>>,
+    /// The configuration that server-side apply creates an object from.
+    pub applied: parking_lot::Mutex<Option<Value>>,
 }
 
 impl Call {
