@@ -1,4 +1,3 @@
-//! Pods on this machine.
+//! The node: pods' life cycle, their sandboxes, network and images.
 
-pub mod images;
-pub mod network;
+pub mod sandbox;

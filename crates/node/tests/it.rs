@@ -1,0 +1,3 @@
+//! Tests that need root and a Linux host; without root each prints why it is skipped.
+
+mod sandbox;
