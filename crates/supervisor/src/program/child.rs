@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 use supervisor::{ContainerSpec, StartFailure, read_frame};
@@ -63,6 +64,9 @@ fn tell(report: OwnedFd, failure: &Failure) {
 
 fn prepare(cgroup: &Cgroup, outputs: &[OwnedFd; 2]) -> Result<(), Failure> {
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64).step("tying the container to its supervisor")?;
+    // What the supervisor mounts is seen here, not the other way round.
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none).step("separating mounts")?;
     cgroup.join()?;
     unshare(CloneFlags::CLONE_NEWCGROUP).step("making a cgroup namespace")?;
     sys::redirect_to_null(&[0]);

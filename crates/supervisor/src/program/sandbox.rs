@@ -67,6 +67,8 @@ impl Sandbox {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         let options = format!("size={MEMORY_BYTES},mode=711");
         mount(Some("colibri"), &memory, Some("tmpfs"), flags, Some(options.as_str())).step("mounting memory")?;
+        // Volumes in memory that are mounted later reach the containers that are forked already.
+        mount(none, &memory, none, MsFlags::MS_SHARED, none).step("sharing memory")?;
         for name in ["etc", "term", "run", "v"] {
             make_dir(&memory.join(name))?;
         }

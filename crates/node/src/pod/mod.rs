@@ -1,0 +1,14 @@
+//! The life of one pod on this node.
+//!
+//! [`machine`] decides, [`worker`] does; [`spec`], [`env`] and [`status`] are pure makers; [`prepare`] fetches what a
+//! container needs; [`probe`] probes.
+//!
+//! Invariants: one worker per pod uid; only it talks to the pod's supervisor; the machine reads no clock.
+
+pub mod env;
+pub mod machine;
+pub mod prepare;
+pub mod probe;
+pub mod spec;
+pub mod status;
+pub mod worker;

@@ -1,0 +1,542 @@
+//! The task of one pod: carries out what the machine decides, and tells the API server.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, Probe};
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use parking_lot::Mutex;
+use supervisor::{Event as Said, ExecSpec, Request};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use super::env::Own;
+use super::machine::{Effect, Event, Machine, ProbeKind};
+use super::prepare::{Ready, Refusal, Supplies, prepare};
+use super::probe::{self, Action, Schedule};
+use super::status::{self, Addresses};
+use super::{machine, spec};
+use crate::events::{Events, Severity};
+use crate::logs::LogDir;
+use crate::sandbox::{Sandbox, Sandboxes};
+
+/// Messages that wait for the worker; probes wait when it is full.
+const INBOX: usize = 64;
+/// Longest wait of a status that is not urgent.
+const STATUS_DELAY: Duration = Duration::from_millis(100);
+/// Grace of a pod whose object is gone already.
+const ORPHAN_GRACE: Duration = Duration::from_secs(2);
+
+/// What all workers share.
+pub struct Shared {
+    /// What preparation needs.
+    pub supplies: Arc<Supplies>,
+    /// The sandboxes.
+    pub sandboxes: Arc<Sandboxes>,
+    /// The node's name and address.
+    pub own: Own,
+    /// Where events go.
+    pub events: Events,
+}
+
+/// What the node tells a worker.
+#[derive(Clone, Debug)]
+pub enum Wish {
+    /// The pod as it is now.
+    Pod(Arc<Pod>),
+    /// The object is gone.
+    Gone,
+    /// The node shuts down: end within that time.
+    Shutdown(Duration),
+}
+
+enum Inbound {
+    Machine(Event),
+    Prepared { name: String, result: Box<Result<Ready, Refusal>> },
+    Exec { spec: ExecSpec, answer: oneshot::Sender<bool> },
+}
+
+/// The task of one pod.
+pub struct Worker {
+    shared: Arc<Shared>,
+    pod: Arc<Pod>,
+    wishes: watch::Receiver<Wish>,
+    logs: Arc<LogDir>,
+    machine: Machine,
+    sandbox: Option<Sandbox>,
+    address: String,
+    failure: Option<String>,
+    inbox: mpsc::Receiver<Inbound>,
+    outbox: mpsc::Sender<Inbound>,
+    probes: BTreeMap<String, CancellationToken>,
+    execs: BTreeMap<u64, oneshot::Sender<bool>>,
+    next_exec: u64,
+    status: watch::Sender<Option<(PodStatus, bool)>>,
+    gone: bool,
+}
+
+impl Worker {
+    /// A worker for `pod`, which was seen on this node for the first time.
+    pub fn new(shared: Arc<Shared>, pod: Arc<Pod>, wishes: watch::Receiver<Wish>, logs: Arc<LogDir>) -> Self {
+        let (outbox, inbox) = mpsc::channel(INBOX);
+        let machine = Machine::new(pod.spec.as_ref().map(spec::plans).unwrap_or_default());
+        Self {
+            shared,
+            pod,
+            wishes,
+            logs,
+            machine,
+            sandbox: None,
+            address: String::new(),
+            failure: None,
+            inbox,
+            outbox,
+            probes: BTreeMap::new(),
+            execs: BTreeMap::new(),
+            next_exec: 0,
+            status: watch::Sender::new(None),
+            gone: false,
+        }
+    }
+
+    /// Runs until the pod is gone from this node.
+    pub async fn run(mut self) {
+        let name = format!("{}/{}", self.namespace(), self.name());
+        let span = info_span!("pod", %name);
+        async {
+            let writer = tokio::spawn(write_status(self.shared.clone(), self.pod.clone(), self.status.subscribe()));
+            if self.take_sandbox().await {
+                self.live().await;
+            }
+            self.end().await;
+            drop(self.status);
+            // A status that was on its way when the pod went is of no use to anybody.
+            let _ = writer.await;
+        }
+        .instrument(span)
+        .await;
+    }
+
+    fn name(&self) -> &str {
+        self.pod.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    fn namespace(&self) -> &str {
+        self.pod.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    /// Whether there is one; not when the pod is to go before.
+    async fn take_sandbox(&mut self) -> bool {
+        let mut failures = base::Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        loop {
+            if self.deletion().is_some() {
+                return false;
+            }
+            match self.shared.sandboxes.take().await {
+                Ok(sandbox) => {
+                    self.address = sandbox.address.to_string();
+                    self.sandbox = Some(sandbox);
+                    return true;
+                }
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "the pod gets no sandbox");
+                    let message = format!("Failed to create pod sandbox: {error}");
+                    self.shared.events.post(&self.pod, Severity::Warning, "FailedCreatePodSandBox", message);
+                    tokio::select! {
+                        () = sleep(failures.next_delay()) => {}
+                        _ = self.wishes.changed() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// How long the pod may take to end, once it is to go.
+    fn deletion(&mut self) -> Option<Duration> {
+        let wish = self.wishes.borrow_and_update().clone();
+        match wish {
+            Wish::Gone => {
+                self.gone = true;
+                Some(ORPHAN_GRACE)
+            }
+            Wish::Shutdown(grace) => {
+                self.gone = true;
+                Some(grace)
+            }
+            Wish::Pod(pod) => {
+                self.pod = pod;
+                self.pod.metadata.deletion_timestamp.as_ref()?;
+                let own = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+                let seconds = self.pod.metadata.deletion_grace_period_seconds.or(own).unwrap_or(30);
+                Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+            }
+        }
+    }
+
+    async fn live(&mut self) {
+        self.step(Event::Look).await;
+        let mut deleted = false;
+        while !self.machine.finished {
+            let wake = self.machine.wake();
+            let sandbox = self.sandbox.as_mut();
+            let said = async {
+                match sandbox {
+                    Some(sandbox) => sandbox.link.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                said = said => match said {
+                    Ok(Some(said)) => self.hear(said).await,
+                    Ok(None) | Err(_) => self.lost().await,
+                },
+                inbound = self.inbox.recv() => if let Some(inbound) = inbound { self.receive(inbound).await },
+                changed = self.wishes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    if let Some(grace) = self.deletion() {
+                        deleted = true;
+                        self.step(Event::Delete { grace }).await;
+                    }
+                }
+                () = async { match wake { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => {
+                    self.step(Event::Look).await;
+                }
+            }
+        }
+        debug!(deleted, "nothing of the pod runs any more");
+    }
+
+    async fn lost(&mut self) {
+        warn!("the pod's supervisor is gone");
+        self.failure = Some("the pod's supervisor ended".into());
+        self.step(Event::Lost { at: Timestamp::now() }).await;
+    }
+
+    async fn hear(&mut self, said: Said) {
+        let now = Timestamp::now();
+        match said {
+            Said::State(_) => {}
+            Said::Started { container, .. } => self.step(Event::Started { name: container, at: now }).await,
+            Said::Failed { container, failure, .. } => {
+                self.shared.events.post(&self.pod, Severity::Warning, "Failed", format!("Error: {}", failure.message));
+                self.stop_probes(&container);
+                self.step(Event::Failed { name: container, failure, at: now }).await;
+            }
+            Said::Exited { container, exit, .. } => {
+                info!(container, code = exit.code, oom_killed = exit.oom_killed, "container ended");
+                self.stop_probes(&container);
+                self.logs.ended(&container);
+                self.step(Event::Exited { name: container, exit }).await;
+            }
+            Said::ExecDone { id, code, .. } => {
+                if let Some(answer) = self.execs.remove(&id) {
+                    // The probe may have been stopped.
+                    let _ = answer.send(code == Some(0));
+                }
+            }
+        }
+    }
+
+    async fn receive(&mut self, inbound: Inbound) {
+        match inbound {
+            Inbound::Machine(event) => self.step(event).await,
+            Inbound::Prepared { name, result } => match *result {
+                Ok(ready) => self.start(name, ready).await,
+                Err(refusal) => {
+                    self.shared.events.post(&self.pod, Severity::Warning, "Failed", refusal.to_string());
+                    let (reason, message) = (refusal.reason.to_string(), refusal.message);
+                    self.step(Event::Refused { name, reason, message }).await;
+                }
+            },
+            Inbound::Exec { mut spec, answer } => {
+                spec.id = self.next_exec;
+                self.next_exec += 1;
+                self.execs.insert(spec.id, answer);
+                self.send(Request::Exec(spec)).await;
+            }
+        }
+    }
+
+    async fn start(&mut self, name: String, ready: Ready) {
+        if self.machine.deleting {
+            return;
+        }
+        self.logs.began(&name, ready.spec.run);
+        self.send(Request::Configure(ready.pod)).await;
+        self.send(Request::Start(Box::new(ready.spec))).await;
+        self.step(Event::Prepared { name, image_id: ready.image_id }).await;
+    }
+
+    /// A supervisor that is gone says so by the end of its events.
+    async fn send(&mut self, request: Request) {
+        if let Some(sandbox) = &mut self.sandbox
+            && let Err(error) = sandbox.link.send(&request).await
+        {
+            warn!(%error, "the supervisor does not take a request");
+        }
+    }
+
+    async fn step(&mut self, event: Event) {
+        let was_ready = self.machine.ready();
+        let effects = self.machine.step(event, Instant::now());
+        for effect in effects {
+            match effect {
+                Effect::Prepare(name) => self.prepare(name),
+                Effect::Probe(name) => self.start_probes(&name),
+                Effect::Stop(name) => {
+                    let grace_ms = self.grace_ms();
+                    self.send(Request::Stop { container: Some(name), grace_ms }).await;
+                }
+                Effect::StopAll(grace) => {
+                    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+                    self.send(Request::Stop { container: None, grace_ms }).await;
+                }
+                Effect::Finish => {}
+            }
+        }
+        let urgent = was_ready != self.machine.ready() || self.machine.finished || self.status.borrow().is_none();
+        self.publish(urgent);
+    }
+
+    fn grace_ms(&self) -> u64 {
+        let seconds = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+        u64::try_from(seconds).unwrap_or(0).saturating_mul(1000)
+    }
+
+    fn publish(&self, urgent: bool) {
+        let addresses = Addresses { pod: self.address.clone(), host: self.shared.own.host_ip.clone() };
+        let mut base = (*self.pod).clone();
+        if let Some((last, _)) = &*self.status.borrow() {
+            base.status = Some(last.clone());
+        }
+        let status = status::make(&base, &self.machine, &addresses, self.failure.as_deref(), Timestamp::now());
+        self.status.send_replace(Some((status, urgent)));
+    }
+
+    fn prepare(&self, name: String) {
+        let Some(container) = self.spec_of(&name).cloned() else { return };
+        let run = self.machine.container(&name).map_or(0, |container| container.run);
+        let (shared, pod, outbox) = (self.shared.clone(), self.pod.clone(), self.outbox.clone());
+        let own = Own { pod_ip: self.address.clone(), ..shared.own.clone() };
+        let logs = self.logs.path().to_path_buf();
+        tokio::spawn(
+            async move {
+                let result = Box::new(prepare(&shared.supplies, &pod, &container, run, &own, logs).await);
+                // The worker may have ended.
+                let _ = outbox.send(Inbound::Prepared { name, result }).await;
+            }
+            .in_current_span(),
+        );
+    }
+
+    fn spec_of(&self, name: &str) -> Option<&Container> {
+        let spec = self.pod.spec.as_ref()?;
+        spec::containers(spec).map(|(container, _)| container).find(|container| container.name == name)
+    }
+
+    fn stop_probes(&mut self, name: &str) {
+        if let Some(stop) = self.probes.remove(name) {
+            stop.cancel();
+        }
+    }
+
+    fn start_probes(&mut self, name: &str) {
+        self.stop_probes(name);
+        let Some(container) = self.spec_of(name).cloned() else { return };
+        let is_init = self.machine.container(name).is_none_or(|container| container.plan.init);
+        if is_init {
+            return;
+        }
+        let stop = CancellationToken::new();
+        self.probes.insert(name.to_string(), stop.clone());
+        let read = |probe: &Option<Probe>| {
+            probe.as_ref().and_then(|probe| probe::schedule(&container, probe, &self.address))
+        };
+        let prober = Prober { name: name.to_string(), outbox: self.outbox.clone() };
+        let (startup, readiness, liveness) =
+            (read(&container.startup_probe), read(&container.readiness_probe), read(&container.liveness_probe));
+        // A probe that asks for nothing is passed.
+        let pass_startup = container.startup_probe.is_some() && startup.is_none();
+        let pass_readiness = container.readiness_probe.is_some() && readiness.is_none();
+        let work = async move {
+            if let Some(schedule) = &startup {
+                prober.until(ProbeKind::Startup, schedule).await;
+            } else if pass_startup {
+                prober.tell(ProbeKind::Startup, true).await;
+            }
+            if pass_readiness {
+                prober.tell(ProbeKind::Readiness, true).await;
+            }
+            let follow = async |kind, schedule: Option<Schedule>| {
+                if let Some(schedule) = schedule {
+                    prober.follow(kind, &schedule).await;
+                }
+            };
+            tokio::join!(follow(ProbeKind::Readiness, readiness), follow(ProbeKind::Liveness, liveness));
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
+    async fn end(&mut self) {
+        for stop in std::mem::take(&mut self.probes).into_values() {
+            stop.cancel();
+        }
+        if self.machine.finished && !self.gone {
+            self.publish(true);
+        }
+        if let Some(sandbox) = self.sandbox.take() {
+            self.shared.sandboxes.destroy(sandbox).await;
+        }
+        // A pod that ended by itself stays until it is deleted.
+        while !self.gone && self.deletion().is_none() {
+            if self.wishes.changed().await.is_err() {
+                return;
+            }
+        }
+        if !self.gone {
+            self.delete_object().await;
+        }
+        self.logs.remove();
+    }
+
+    async fn delete_object(&mut self) {
+        let pods = Api::<Pod>::namespaced(self.shared.supplies.client.clone(), self.namespace());
+        let preconditions = Preconditions { uid: self.pod.metadata.uid.clone(), resource_version: None };
+        let params =
+            DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
+        let mut failures = base::Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        loop {
+            match pods.delete(self.name(), &params).await {
+                Ok(_) => return,
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return,
+                Err(error) => warn!(%error, "the pod's object could not be deleted"),
+            }
+            tokio::select! {
+                () = sleep(failures.next_delay()) => {}
+                _ = self.wishes.changed() => {
+                    self.deletion();
+                    if self.gone {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Prober {
+    name: String,
+    outbox: mpsc::Sender<Inbound>,
+}
+
+impl Prober {
+    async fn tell(&self, kind: ProbeKind, success: bool) {
+        let event = machine::Event::Probed { name: self.name.clone(), kind, success };
+        // The worker may have ended.
+        let _ = self.outbox.send(Inbound::Machine(event)).await;
+    }
+
+    async fn attempt(&self, schedule: &Schedule) -> bool {
+        if let Some(result) = probe::attempt(&schedule.action, schedule.timeout).await {
+            return result;
+        }
+        let Action::Exec(args) = &schedule.action else { return false };
+        let (answer, result) = oneshot::channel();
+        let timeout_ms = u64::try_from(schedule.timeout.as_millis()).unwrap_or(1000);
+        let spec = ExecSpec { id: 0, container: self.name.clone(), args: args.clone(), timeout_ms };
+        if self.outbox.send(Inbound::Exec { spec, answer }).await.is_err() {
+            return false;
+        }
+        result.await.unwrap_or(false)
+    }
+
+    /// Until the first success, or until the failures are too many.
+    async fn until(&self, kind: ProbeKind, schedule: &Schedule) {
+        sleep(schedule.initial).await;
+        let began = Instant::now();
+        let patience = schedule.period * schedule.failures;
+        while !self.attempt(schedule).await {
+            if began.elapsed() >= patience {
+                self.tell(kind, false).await;
+            }
+            sleep(schedule.pause(false, began.elapsed())).await;
+        }
+        self.tell(kind, true).await;
+    }
+
+    /// For ever: says each change. Liveness begins as a success.
+    async fn follow(&self, kind: ProbeKind, schedule: &Schedule) {
+        sleep(schedule.initial).await;
+        let began = Instant::now();
+        let mut good = kind == ProbeKind::Liveness;
+        let (mut successes, mut failures) = (0, 0);
+        loop {
+            if self.attempt(schedule).await {
+                (successes, failures) = (successes + 1, 0);
+            } else {
+                (successes, failures) = (0, failures + 1);
+            }
+            let turned = if good { failures >= schedule.failures } else { successes >= schedule.successes };
+            if turned {
+                good = !good;
+                self.tell(kind, good).await;
+            }
+            let eager = kind == ProbeKind::Readiness && !good && successes == 0 && failures > 0;
+            sleep(schedule.pause(!eager, began.elapsed())).await;
+        }
+    }
+}
+
+/// Writes the newest status; one that is not urgent waits a little, since the next may follow at once.
+async fn write_status(shared: Arc<Shared>, pod: Arc<Pod>, mut statuses: watch::Receiver<Option<(PodStatus, bool)>>) {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let pods = Api::<Pod>::namespaced(shared.supplies.client.clone(), namespace);
+    let written = Mutex::new(None);
+    let mut failures = base::Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
+    while statuses.changed().await.is_ok() {
+        let waited = Instant::now();
+        loop {
+            let urgent = statuses.borrow_and_update().as_ref().is_some_and(|(_, urgent)| *urgent);
+            if urgent || waited.elapsed() >= STATUS_DELAY {
+                break;
+            }
+            tokio::select! {
+                () = sleep(STATUS_DELAY.saturating_sub(waited.elapsed())) => {}
+                changed = statuses.changed() => if changed.is_err() { return },
+            }
+        }
+        let Some((status, _)) = statuses.borrow().clone() else { continue };
+        if written.lock().as_ref() == Some(&status) {
+            continue;
+        }
+        // The uid makes sure that a successor of the same name is left alone.
+        let patch = serde_json::json!({"metadata": {"uid": pod.metadata.uid}, "status": status});
+        match pods.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => {
+                failures.reset();
+                *written.lock() = Some(status);
+            }
+            Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409 | 422) => {
+                debug!(%answer, "the pod's status is not taken");
+            }
+            Err(error) => {
+                warn!(%error, "the pod's status could not be written, trying again");
+                sleep(failures.next_delay()).await;
+                statuses.mark_changed();
+            }
+        }
+    }
+}
