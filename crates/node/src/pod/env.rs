@@ -71,7 +71,7 @@ pub fn make(
     own: &Own,
 ) -> Result<Vec<(String, String)>, EnvError> {
     let mut env: Vec<(String, String)> = Vec::new();
-    let mut set = |env: &mut Vec<(String, String)>, name: String, value: String| {
+    let set = |env: &mut Vec<(String, String)>, name: String, value: String| {
         env.retain(|(other, _)| *other != name);
         env.push((name, value));
     };
