@@ -37,6 +37,8 @@ pub struct Sandboxes {
     taken: Notify,
     last_taken: Mutex<Instant>,
     next: AtomicU64,
+    /// Held while one is made ahead, so that the shutdown misses none.
+    filling: tokio::sync::Mutex<()>,
     closed: CancellationToken,
 }
 
@@ -77,6 +79,7 @@ impl Sandboxes {
             taken: Notify::new(),
             last_taken: Mutex::new(Instant::now() - REFILL_PAUSE),
             next: AtomicU64::new(0),
+            filling: tokio::sync::Mutex::new(()),
             closed: stop,
             config,
         });
@@ -125,6 +128,7 @@ impl Sandboxes {
     /// Destroys the prepared ones and removes the cgroups. All sandboxes that were taken have been destroyed.
     pub async fn shutdown(&self) {
         self.closed.cancel();
+        let _filled = self.filling.lock().await;
         let ready = std::mem::take(&mut *self.ready.lock());
         futures::future::join_all(ready.into_iter().map(|sandbox| self.destroy(sandbox))).await;
         cgroups::sweep(&self.cgroups, None).await;
@@ -147,6 +151,7 @@ impl Sandboxes {
                     () = sleep(pause) => continue,
                 }
             }
+            let filling = self.filling.lock().await;
             if self.closed.is_cancelled() {
                 return;
             }
@@ -157,6 +162,7 @@ impl Sandboxes {
                     self.keep(sandbox).await;
                 }
                 Err(error) => {
+                    drop(filling);
                     warn!(error = &error as &dyn std::error::Error, "no sandbox could be prepared");
                     tokio::select! {
                         () = self.closed.cancelled() => return,
