@@ -116,9 +116,8 @@ pub fn validate(kind: Kind, object: &Value, old: Option<&Value>, settings: &Sett
     if matches!(kind, Kind::Service | Kind::Route) {
         traffic::validate(kind, object.pointer("/spec/traffic"), &mut errors);
     }
-    if kind == Kind::Revision && old.is_some_and(|old| old["spec"] != object["spec"]) {
-        let names = old.map(|old| changed_fields(&old["spec"], &object["spec"])).unwrap_or_default();
-        errors.add_detailed("Immutable fields changed (-old +new)", "spec", names);
+    if let Some(old) = old {
+        immutable(kind, object, old, &mut errors);
     }
     errors.text().map_or(Ok(()), Err)
 }
@@ -218,11 +217,46 @@ fn own_revision_name(object: &Value, name: &str, path: &str, errors: &mut Errors
     }
 }
 
-/// The names of the fields that differ, one a line.
-fn changed_fields(old: &Value, new: &Value) -> String {
-    let keys: std::collections::BTreeSet<&String> =
-        [old, new].into_iter().filter_map(Value::as_object).flat_map(|map| map.keys()).collect();
-    let changed = keys.into_iter().filter(|key| old[key.as_str()] != new[key.as_str()]);
-    let line = |key: &String| format!("{key}:\n\t-: {}\n\t+: {}", old[key.as_str()], new[key.as_str()]);
-    changed.map(line).collect::<Vec<String>>().join("\n")
+/// A Revision never changes, and neither does what bears a Revision's name that the user chose.
+fn immutable(kind: Kind, object: &Value, old: &Value, errors: &mut Errors) {
+    let (pointer, message, path) = match kind {
+        Kind::Revision => ("/spec", "Immutable fields changed (-old +new)", "spec"),
+        Kind::Service | Kind::Configuration => (
+            "/spec/template",
+            "Saw the following changes without a name change (-old +new)",
+            "spec.template.metadata.name",
+        ),
+        Kind::Route => return,
+    };
+    let absent = Value::Null;
+    let part = |object: &'_ Value| object.pointer(pointer).unwrap_or(&absent).clone();
+    let (before, after) = (part(old), part(object));
+    let name = text(&after["metadata"], "name");
+    if kind != Kind::Revision && (name.is_empty() || name != text(&before["metadata"], "name")) {
+        return;
+    }
+    let mut changes = Vec::new();
+    changed_fields(&before, &after, pointer.trim_start_matches('/').replace('/', "."), &mut changes);
+    if !changes.is_empty() {
+        errors.add_detailed(message, path, changes.join("\n"));
+    }
+}
+
+/// Each field that differs, with both values.
+fn changed_fields(old: &Value, new: &Value, path: String, changes: &mut Vec<String>) {
+    match (old, new) {
+        (Value::Object(before), Value::Object(after)) => {
+            let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+            for key in keys {
+                changed_fields(&old[key.as_str()], &new[key.as_str()], format!("{path}.{key}"), changes);
+            }
+        }
+        (Value::Array(before), Value::Array(after)) if before.len() == after.len() => {
+            for (index, (before, after)) in before.iter().zip(after).enumerate() {
+                changed_fields(before, after, format!("{path}[{index}]"), changes);
+            }
+        }
+        _ if old != new => changes.push(format!("{path}:\n\t-: {old}\n\t+: {new}")),
+        _ => {}
+    }
 }

@@ -6,8 +6,8 @@ use super::Settings;
 use super::errors::Errors;
 use super::text;
 
-/// Fields of a pod spec that a user may set.
-const POD_FIELDS: [&str; 12] = [
+/// Fields of a pod spec that a user may set; the reference's feature flags, all off, would allow more.
+const POD_FIELDS: [&str; 10] = [
     "containerConcurrency",
     "timeoutSeconds",
     "responseStartTimeoutSeconds",
@@ -18,10 +18,10 @@ const POD_FIELDS: [&str; 12] = [
     "imagePullSecrets",
     "enableServiceLinks",
     "automountServiceAccountToken",
-    // Off unless a feature flag says otherwise; init containers are looked at like others where it does.
-    "initContainers",
-    "securityContext",
 ];
+/// Fields of a pod's security context whose own names are not printed beside its own.
+const POD_SECURITY_FIELDS: [&str; 6] =
+    ["runAsUser", "runAsGroup", "fsGroup", "supplementalGroups", "seccompProfile", "runAsNonRoot"];
 /// Fields of a container that nobody may set.
 const CONTAINER_FIELDS_FORBIDDEN: [&str; 8] =
     ["lifecycle", "stdin", "stdinOnce", "tty", "volumeDevices", "resizePolicy", "restartPolicy", "restartPolicyRules"];
@@ -37,6 +37,15 @@ pub(super) fn validate(spec: &Value, path: &str, namespace: &str, settings: &Set
     for key in spec.as_object().into_iter().flatten().filter(|(_, value)| is_set(value)).map(|(key, _)| key) {
         if !POD_FIELDS.contains(&key.as_str()) {
             errors.disallowed(format!("{path}.{key}"));
+        }
+    }
+    if spec["hostUsers"].is_boolean() {
+        errors.disallowed(format!("{path}.hostUsers"));
+    }
+    for (key, value) in spec["securityContext"].as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+        // Of the fields that the flag would allow, only the pod itself is named.
+        if !POD_SECURITY_FIELDS.contains(&key.as_str()) || (key == "runAsNonRoot" && value.is_boolean()) {
+            errors.disallowed(format!("{path}.securityContext.{key}"));
         }
     }
     bounds(spec, path, settings, errors);
@@ -235,8 +244,7 @@ fn security(context: &Value, path: &str, errors: &mut Errors) {
             errors.disallowed(format!("{path}.{key}"));
         }
     }
-    let added = context["capabilities"]["add"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if added.iter().any(|capability| capability != "NET_BIND_SERVICE") {
+    if is_set(&context["capabilities"]["add"]) {
         errors.disallowed(format!("{path}.capabilities.add"));
     }
     for key in ["runAsUser", "runAsGroup"] {
@@ -284,7 +292,22 @@ fn mounts(container: &Value, path: &str, errors: &mut Errors) {
         if is_set(&mount["subPathExpr"]) {
             errors.disallowed(format!("{path}.subPathExpr"));
         }
+        propagation(mount, &path, errors);
     }
+}
+
+fn propagation(mount: &Value, path: &str, errors: &mut Errors) {
+    let mode = text(mount, "mountPropagation");
+    if mode.is_empty() {
+        return;
+    }
+    let (name, path) = (text(mount, "name"), format!("{path}.mountPropagation"));
+    let message = "Volume Mount Propagation support is disabled, but found volume mount";
+    errors.add(format!("{message} {name} with mount propagation"), "");
+    if mode != "None" && mode != "HostToContainer" {
+        errors.add("mount propagation should be set to None or HostToContainer", path.clone());
+    }
+    errors.disallowed(path);
 }
 
 fn volumes(spec: &Value, path: &str, namespace: &str, errors: &mut Errors) {
