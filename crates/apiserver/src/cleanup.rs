@@ -65,7 +65,9 @@ impl ApiServer {
         }
     }
 
-    async fn send(self: &std::sync::Arc<Self>, method: Method, path: &str, text: &str) {
+    /// Sends a request of the server's own.
+    pub(crate) async fn send(&self, method: Method, path: &str, text: &str) {
+        let Some(server) = self.me.upgrade() else { return };
         let request = http::Request::builder()
             .method(method)
             .uri(path)
@@ -73,7 +75,7 @@ impl ApiServer {
             .body(body::full(text.to_string()));
         match request {
             Ok(request) => {
-                let response = self.handle(cleanup_user(), request).await;
+                let response = server.handle(cleanup_user(), request).await;
                 if !response.status().is_success() {
                     tracing::debug!(path, status = %response.status(), "clean-up of custom resources tries again");
                 }

@@ -116,6 +116,7 @@ pub struct ApiServer {
     pub(crate) addresses: addresses::Addresses,
     pub(crate) stop: CancellationToken,
     pub(crate) pki: Pki,
+    pub(crate) signer: auth::tokens::Signer,
     pub(crate) me: Weak<ApiServer>,
 }
 
@@ -138,6 +139,7 @@ impl ApiServer {
         let mut builtin = kinds::builtin();
         builtin.extend(basic::missing(&builtin));
         registry.add_builtin(builtin);
+        let signer = auth::tokens::Signer::new(&pki.token_key).ok_or(PkiError::TokenKey)?;
         let addresses = addresses::Addresses::new(config.service_network);
         let server = Arc::new_cyclic(|me| Self {
             config,
@@ -149,6 +151,7 @@ impl ApiServer {
             addresses,
             stop: CancellationToken::new(),
             pki,
+            signer,
             me: me.clone(),
         });
         // Tables begin to remember changes when they are made: make them now.
@@ -221,8 +224,4 @@ impl ApiServer {
 
     /// Called after custom resources were added or taken away.
     pub(crate) fn registry_changed(&self) {}
-
-    pub(crate) async fn create_or_review(self: &Arc<Self>, call: &verbs::Call) -> ApiResult<body::Response> {
-        self.create(call).await
-    }
 }

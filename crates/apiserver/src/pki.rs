@@ -39,6 +39,9 @@ pub enum PkiError {
     /// TLS refused the certificate.
     #[error("the certificate cannot be used for TLS")]
     Tls(#[from] rustls::Error),
+    /// The key for tokens is no P-256 key.
+    #[error("the key tokens.key cannot sign tokens; remove the file and start again")]
+    TokenKey,
     /// No randomness.
     #[error("the system gives no random numbers: {0}")]
     Random(String),

@@ -64,6 +64,11 @@ impl ApiServer {
             crd::default(object);
             object["status"] = Value::Null;
             crd::refresh_status(object, &self.registry);
+            let mut finalizers: Vec<Value> = object::finalizers(object).into_iter().map(Value::from).collect();
+            if !finalizers.iter().any(|f| f == crd::CLEANUP) {
+                finalizers.push(crd::CLEANUP.into());
+            }
+            meta_mut(object).insert("finalizers".into(), finalizers.into());
         } else if is_service(def) {
             self.assign_address(object)?;
         }
@@ -82,6 +87,16 @@ impl ApiServer {
             crd::default(new);
             new["status"] = old["status"].clone();
             crd::refresh_status(new, &self.registry);
+            if condition_true(old, "Established") {
+                for field in ["/spec/scope", "/spec/names/kind"] {
+                    if new.pointer(field) != old.pointer(field) {
+                        let path = field.trim_start_matches('/').replace('/', ".");
+                        let value = new.pointer(field).cloned().unwrap_or_default();
+                        let fault = crate::FieldError::invalid(path, value, "field is immutable");
+                        return Err(ApiError::invalid(def, &call.target.name, &[fault]));
+                    }
+                }
+            }
             let finalizers = object::finalizers(new);
             if is_deleting(old) && !finalizers.contains(&crd::CLEANUP) && object::finalizers(old).contains(&crd::CLEANUP) {
                 // Only the clean-up removes its own finalizer.
@@ -184,6 +199,11 @@ impl ApiServer {
         }
         Ok(())
     }
+}
+
+fn condition_true(object: &Value, kind: &str) -> bool {
+    let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+    conditions.into_iter().flatten().any(|c| c["type"] == kind && c["status"] == "True")
 }
 
 /// Name under which the clean-up of custom resources works.

@@ -32,6 +32,12 @@ impl ApiServer {
             ("log", "get") => self.log(&call).await,
             ("binding", "create") => self.bind(&call).await,
             ("finalize", "update") => self.put(&call).await,
+            ("eviction", "create") => self.evict(&call).await,
+            ("token", "create") => {
+                let request = body_value(&call)?;
+                let token = self.create_token(&call, &request)?;
+                Ok(respond_value(&call, StatusCode::CREATED, &token))
+            }
             (_, "get") => self.get(&call),
             (_, "update") => self.put(&call).await,
             (_, "patch") => self.patch(&call).await,
@@ -83,12 +89,105 @@ impl ApiServer {
 
     /// Puts a pod on a node.
     async fn bind(&self, call: &Call) -> ApiResult<Response> {
-        let binding: Value = if call.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().ends_with(b"protobuf")) {
-            crate::wire::decode(&call.body).map_err(ApiError::bad_request)?
-        } else {
-            crate::negotiate::parse_text(&call.body, false).map_err(ApiError::bad_request)?
-        };
+        let binding = body_value(call)?;
         self.bind_pod(call, &binding).await
+    }
+
+    /// `bindings`: as `pods/NAME/binding`.
+    pub(crate) async fn bind_by_name(&self, call: &Call, name: &str, binding: &Value) -> ApiResult<Response> {
+        let served = self.registry.get("", "v1", "pods").ok_or_else(ApiError::no_such_resource)?;
+        let mut target = call.target.clone();
+        target.resource = "pods".into();
+        target.name = name.into();
+        target.subresource = "binding".into();
+        let call = Call {
+            user: call.user.clone(),
+            target,
+            query: call.query.clone(),
+            headers: call.headers.clone(),
+            body: call.body.clone(),
+            served,
+            accepted: call.accepted,
+            warnings: parking_lot::Mutex::default(),
+            applied: parking_lot::Mutex::default(),
+        };
+        self.bind_pod(&call, binding).await
+    }
+
+    /// Deletes a pod if the disruption budgets allow it.
+    async fn evict(&self, call: &Call) -> ApiResult<Response> {
+        let eviction = body_value(call)?;
+        let pod = self.existing(call)?.record.value();
+        if meta(&eviction, "name") != call.target.name {
+            return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
+        }
+        let options = crate::verbs::DeleteOptions::from_value(&eviction["deleteOptions"])?;
+        let dry_run = call.dry_run("CreateOptions")? || options.dry_run;
+        let phase = pod["status"]["phase"].as_str().unwrap_or("Pending");
+        if matches!(phase, "Running" | "Unknown") && !crate::object::is_deleting(&pod) {
+            self.spend_budget(call, &pod, dry_run).await?;
+        }
+        let options = crate::verbs::DeleteOptions { dry_run, ..options };
+        self.delete_object(call, &call.target.name, &options).await?;
+        let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+        Ok(respond_value(call, StatusCode::CREATED, &status))
+    }
+
+    /// Takes one disruption from the budget that covers the pod.
+    async fn spend_budget(&self, call: &Call, pod: &Value, dry_run: bool) -> ApiResult<()> {
+        let table = self.store.table("policy/poddisruptionbudgets");
+        let labels = pod["metadata"]["labels"].clone();
+        let covers = |budget: &Value| {
+            let selector = &budget["spec"]["selector"];
+            selector.is_object() && crate::selector::LabelSelector::from_json(selector).matches(|key| labels[key].as_str())
+        };
+        let prefix = format!("{}/", call.target.namespace);
+        let budgets: Vec<Value> = table
+            .list(&prefix, None, usize::MAX, |_| true)
+            .entries
+            .iter()
+            .map(|(_, entry)| entry.record.value())
+            .filter(covers)
+            .collect();
+        let budget = match budgets.as_slice() {
+            [] => return Ok(()),
+            [one] => one,
+            _ => {
+                return Err(ApiError::internal(
+                    "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+                ));
+            }
+        };
+        let name = meta(budget, "name").to_string();
+        let refuse = |why: String, retry: Option<u64>| {
+            let mut error =
+                ApiError::new(429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.");
+            error.details = Some(json!({"causes": [{"reason": "DisruptionBudget", "message": why}]}));
+            if let (Some(seconds), Some(details)) = (retry, &mut error.details) {
+                details["retryAfterSeconds"] = seconds.into();
+            }
+            error.retry_after = retry;
+            Err(error)
+        };
+        let observed = budget["status"]["observedGeneration"].as_i64().unwrap_or(0);
+        if observed < budget["metadata"]["generation"].as_i64().unwrap_or(0) {
+            return refuse(format!("The disruption budget {name} is still being processed by the server."), Some(10));
+        }
+        let allowed = budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
+        if allowed <= 0 {
+            return refuse(format!("The disruption budget {name} does not allow evicting pods currently"), None);
+        }
+        if dry_run {
+            return Ok(());
+        }
+        let now = crate::object::time_text(jiff::Timestamp::now());
+        let mut status = budget["status"].clone();
+        status["disruptionsAllowed"] = (allowed - 1).into();
+        status["disruptedPods"][&call.target.name] = now.into();
+        let patch = json!({"metadata": {"resourceVersion": meta(budget, "resourceVersion")}, "status": status});
+        let path = format!("/apis/policy/v1/namespaces/{}/poddisruptionbudgets/{name}/status", call.target.namespace);
+        self.send(Method::PATCH, &path, &patch.to_string()).await;
+        Ok(())
     }
 
     pub(crate) async fn bind_pod(&self, call: &Call, binding: &Value) -> ApiResult<Response> {
@@ -162,6 +261,17 @@ impl ApiServer {
         let object: std::sync::Arc<Object> = self.update_object(call, &make, Style::Update, dry_run).await?;
         let scale = scale_of(&self.view(&call.served, &object), &paths);
         Ok(respond_value(call, StatusCode::OK, &scale))
+    }
+}
+
+/// The object in a body, whatever its kind.
+fn body_value(call: &Call) -> ApiResult<Value> {
+    if call.body.is_empty() {
+        return Ok(json!({}));
+    }
+    match crate::negotiate::sent(&call.headers)? {
+        crate::negotiate::Sent::Protobuf => crate::wire::decode(&call.body).map_err(ApiError::bad_request),
+        sent => crate::negotiate::parse_text(&call.body, sent == crate::negotiate::Sent::Yaml).map_err(ApiError::bad_request),
     }
 }
 

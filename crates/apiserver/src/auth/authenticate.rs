@@ -24,10 +24,14 @@ impl ApiServer {
 
     /// The user whom a token stands for.
     pub(crate) fn user_of_token(&self, token: &str) -> Option<User> {
+        let audiences = [super::tokens::AUDIENCE.to_string()];
+        self.admin_of_token(token).or_else(|| self.account_of_token(token, &audiences).ok().map(|(user, _)| user))
+    }
+
+    /// The administrator, if the token is his.
+    pub(crate) fn admin_of_token(&self, token: &str) -> Option<User> {
         // Digests of equal length are compared, so that time tells nothing about the token.
-        if Sha256::digest(token) == Sha256::digest(&self.pki.admin_token) {
-            return Some(User::master("kubernetes-admin"));
-        }
-        None
+        let is_admin = Sha256::digest(token) == Sha256::digest(&self.pki.admin_token);
+        is_admin.then(|| User::master("kubernetes-admin"))
     }
 }

@@ -2,6 +2,9 @@
 
 mod authenticate;
 mod authorize;
+pub(crate) mod rbac;
+mod reviews;
+pub(crate) mod tokens;
 
 use std::collections::BTreeMap;
 

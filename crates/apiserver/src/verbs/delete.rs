@@ -68,6 +68,11 @@ impl DeleteOptions {
             Sent::Protobuf => crate::wire::decode(&call.body).map_err(ApiError::bad_request)?,
             sent => crate::negotiate::parse_text(&call.body, sent == Sent::Yaml).map_err(ApiError::bad_request)?,
         };
+        Self::from_value(&value)
+    }
+
+    /// From an object.
+    pub(crate) fn from_value(value: &Value) -> ApiResult<Self> {
         let kind = value["kind"].as_str().unwrap_or("DeleteOptions");
         if kind != "DeleteOptions" {
             let version = value["apiVersion"].as_str().unwrap_or_default();

@@ -8,6 +8,7 @@ mod render;
 mod update;
 mod watch;
 
+pub(crate) use delete::DeleteOptions;
 pub(crate) use update::Style;
 pub(crate) use render::{partial, respond_value};
 
