@@ -350,10 +350,8 @@ mod tests {
             names::<crate::autoscaling::PodAutoscaler>(),
             names::<crate::functions::Function>(),
         ];
-        let definitions: Vec<(String, String)> = all()
-            .into_iter()
-            .map(|crd| (crd.metadata.name.unwrap(), crd.spec.versions[0].name.clone()))
-            .collect();
+        let definitions: Vec<(String, String)> =
+            all().into_iter().map(|crd| (crd.metadata.name.unwrap(), crd.spec.versions[0].name.clone())).collect();
         assert_eq!(definitions, types);
     }
 

@@ -209,8 +209,7 @@ mod tests {
             if step.valid == Some(false) {
                 continue;
             }
-            let seen =
-                Observed { stable: stable.average(now), panic: panic.average(now), ready_pods: step.ready_pods };
+            let seen = Observed { stable: stable.average(now), panic: panic.average(now), ready_pods: step.ready_pods };
             assert!((seen.stable - step.stable.unwrap()).abs() < 2e-6, "{place}: stable {}", seen.stable);
             assert!((seen.panic - step.panic.unwrap()).abs() < 2e-6, "{place}: panic {}", seen.panic);
             let decision = decide(&spec, &seen, &mut state, now);

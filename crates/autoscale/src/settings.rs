@@ -145,12 +145,7 @@ impl Settings {
                 |x| (110.0..=1_000.0).contains(&x),
                 "from 110 to 1000",
             )?,
-            max_scale_up_rate: read.number(
-                "max-scale-up-rate",
-                default.max_scale_up_rate,
-                |x| x > 1.0,
-                "above 1",
-            )?,
+            max_scale_up_rate: read.number("max-scale-up-rate", default.max_scale_up_rate, |x| x > 1.0, "above 1")?,
             max_scale_down_rate: read.number(
                 "max-scale-down-rate",
                 default.max_scale_down_rate,
@@ -301,19 +296,15 @@ impl Scaling {
         };
         let (target_value, total_value) = target(settings, &read, metric, container_concurrency);
         let stable_window = read.time(keys::WINDOW).unwrap_or(settings.stable_window).max(LEAST_WINDOW);
-        let panic_percentage =
-            read.number(keys::PANIC_WINDOW_PERCENTAGE).unwrap_or(settings.panic_window_percentage);
+        let panic_percentage = read.number(keys::PANIC_WINDOW_PERCENTAGE).unwrap_or(settings.panic_window_percentage);
         let panic_seconds = (stable_window.as_secs_f64() * panic_percentage / 100.0).round().max(1.0);
-        let threshold =
-            read.number(keys::PANIC_THRESHOLD_PERCENTAGE).unwrap_or(settings.panic_threshold_percentage);
+        let threshold = read.number(keys::PANIC_THRESHOLD_PERCENTAGE).unwrap_or(settings.panic_threshold_percentage);
         let unreachable = reachability == Reachability::Unreachable;
         let max = read.count(keys::MAX_SCALE).unwrap_or(settings.max_scale);
         let decider = DeciderSpec {
             target_value,
             total_value,
-            target_burst_capacity: read
-                .number(keys::TARGET_BURST_CAPACITY)
-                .unwrap_or(settings.target_burst_capacity),
+            target_burst_capacity: read.number(keys::TARGET_BURST_CAPACITY).unwrap_or(settings.target_burst_capacity),
             max_scale_up_rate: settings.max_scale_up_rate,
             max_scale_down_rate: settings.max_scale_down_rate,
             panic_threshold: threshold / 100.0,
@@ -416,7 +407,8 @@ mod tests {
 
     #[test]
     fn targets_follow_annotation_hard_limit_and_utilization() {
-        let rows: [(&[(&str, &str)], i64, f64, f64); 7] = [
+        type Row<'a> = (&'a [(&'a str, &'a str)], i64, f64, f64);
+        let rows: [Row<'_>; 7] = [
             (&[], 0, 70.0, 100.0),
             (&[], 10, 7.0, 10.0),
             (&[("target", "50")], 0, 35.0, 50.0),
@@ -442,10 +434,11 @@ mod tests {
 
     #[test]
     fn an_unreachable_revision_has_no_minimum_and_no_retention() {
-        let annotations =
-            map(&[("autoscaling.knative.dev/min-scale", "3"), ("autoscaling.knative.dev/scale-to-zero-pod-retention-period", "1m")]);
-        let unreachable =
-            Scaling::resolve(&Settings::default(), &annotations, 0, Reachability::Unreachable);
+        let annotations = map(&[
+            ("autoscaling.knative.dev/min-scale", "3"),
+            ("autoscaling.knative.dev/scale-to-zero-pod-retention-period", "1m"),
+        ]);
+        let unreachable = Scaling::resolve(&Settings::default(), &annotations, 0, Reachability::Unreachable);
         assert_eq!((unreachable.min, unreachable.retention), (0, Duration::ZERO));
         let unknown = Scaling::resolve(&Settings::default(), &annotations, 0, Reachability::Unknown);
         assert_eq!((unknown.min, unknown.retention), (3, Duration::from_secs(60)));

@@ -91,9 +91,7 @@ impl Activity {
                 Self::Inactive { since: now, timed_out: true }
             }
             Self::Activating { since } => Self::Activating { since },
-            Self::Inactive { timed_out: true, since } if !wish.initialized => {
-                Self::Inactive { since, timed_out: true }
-            }
+            Self::Inactive { timed_out: true, since } if !wish.initialized => Self::Inactive { since, timed_out: true },
             Self::Active { .. } | Self::Inactive { .. } => Self::Activating { since: now },
         };
         let (pods, again) = match next {

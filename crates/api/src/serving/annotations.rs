@@ -89,6 +89,6 @@ pub const SCALE_TO_ZERO_POD_RETENTION_PERIOD: Spellings = &[
 ];
 
 /// The value of an annotation in whichever spelling it is there.
-pub fn value<'a>(annotations: &'a BTreeMap<String, String>, spellings: Spellings) -> Option<&'a str> {
+pub fn value(annotations: &BTreeMap<String, String>, spellings: Spellings) -> Option<&str> {
     spellings.iter().find_map(|key| annotations.get(*key)).map(String::as_str)
 }

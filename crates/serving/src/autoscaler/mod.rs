@@ -60,12 +60,7 @@ struct Entry {
 
 impl Default for Autoscaler {
     fn default() -> Self {
-        Self {
-            origin: Instant::now(),
-            settings: RwLock::default(),
-            entries: Mutex::default(),
-            early: Mutex::default(),
-        }
+        Self { origin: Instant::now(), settings: RwLock::default(), entries: Mutex::default(), early: Mutex::default() }
     }
 }
 
@@ -248,7 +243,7 @@ fn scaling(settings: &Settings, autoscaler: &PodAutoscaler) -> Scaling {
 
 fn is_initialized(autoscaler: &PodAutoscaler) -> bool {
     let conditions = autoscaler.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    conditions.iter().any(|condition| {
-        condition.kind == "ScaleTargetInitialized" && condition.status == ConditionStatus::True
-    })
+    conditions
+        .iter()
+        .any(|condition| condition.kind == "ScaleTargetInitialized" && condition.status == ConditionStatus::True)
 }

@@ -156,11 +156,8 @@ impl Scaler {
         if counts.ready > 0 {
             self.add(0.0, now);
         }
-        let seen = Observed {
-            stable: self.stable.average(now),
-            panic: self.panic.average(now),
-            ready_pods: counts.ready,
-        };
+        let seen =
+            Observed { stable: self.stable.average(now), panic: self.panic.average(now), ready_pods: counts.ready };
         self.decided = decide(&self.scaling.decider, &seen, &mut self.decider, now).desired;
         // The end of the traffic is seen when it leaves the window, not at the tick after.
         let end = self.stable.zero_at(now).unwrap_or(Duration::MAX);

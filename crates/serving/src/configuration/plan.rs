@@ -39,8 +39,7 @@ fn status(observed: &Observed, now: Timestamp) -> ConfigurationStatus {
     let configuration = observed.configuration.as_ref();
     let name = resources::revision_name(configuration);
     let mut status = configuration.status.clone().unwrap_or_default();
-    let mut conditions =
-        Conditions::resume(CONFIGURATION_DEPENDENTS, std::mem::take(&mut status.conditions), now);
+    let mut conditions = Conditions::resume(CONFIGURATION_DEPENDENTS, std::mem::take(&mut status.conditions), now);
     let latest = observed.named.as_deref().filter(|named| is_controlled_by(*named, configuration));
     match latest {
         None if observed.named.is_some() => {

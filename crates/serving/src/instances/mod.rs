@@ -118,7 +118,8 @@ fn observe(context: &Context, key: &ObjectKey) -> Observed {
     if revision.is_none() && entries.get(key).is_some_and(|entry| entry.pods.is_empty()) {
         entries.remove(key);
     }
-    let none = Observed { revision: revision.clone(), pods: Vec::new(), expected: 0, retiring: 0, empty_handed: 0, wanted };
+    let none =
+        Observed { revision: revision.clone(), pods: Vec::new(), expected: 0, retiring: 0, empty_handed: 0, wanted };
     let Some(entry) = entries.get_mut(key) else { return none };
     entry.expected.retain(|_, since| now < *since + EXPECTATION_LIMIT);
     Observed {

@@ -40,7 +40,8 @@ pub(super) fn pod(revision: &Revision, node_name: Option<&str>, random: &mut dyn
 fn labels(revision: &Revision) -> BTreeMap<String, String> {
     let name = revision.name_any();
     let uid = revision.uid().unwrap_or_default();
-    let mut labels = with(revision.labels().clone(), [(keys::REVISION_LABEL, name.as_str()), (keys::REVISION_UID_LABEL, &uid)]);
+    let mut labels =
+        with(revision.labels().clone(), [(keys::REVISION_LABEL, name.as_str()), (keys::REVISION_UID_LABEL, &uid)]);
     labels.remove(keys::ROUTING_STATE_LABEL);
     labels.entry("app".to_owned()).or_insert(name);
     labels
@@ -96,7 +97,8 @@ fn use_digest(container: &mut Container, index: usize, statuses: &[ContainerStat
         container.image = Some(digest);
     }
     if container.name.is_empty() {
-        container.name = if index == 0 { keys::USER_CONTAINER.to_owned() } else { format!("{}-{index}", keys::USER_CONTAINER) };
+        container.name =
+            if index == 0 { keys::USER_CONTAINER.to_owned() } else { format!("{}-{index}", keys::USER_CONTAINER) };
     }
 }
 

@@ -120,7 +120,8 @@ mod tests {
     }
 
     fn container(fields: Value) -> Value {
-        let mut status = json!({ "name": "user-container", "ready": false, "restartCount": 0, "image": "", "imageID": "" });
+        let mut status =
+            json!({ "name": "user-container", "ready": false, "restartCount": 0, "image": "", "imageID": "" });
         status.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         json!({ "containerStatuses": [status] })
     }
@@ -147,7 +148,9 @@ mod tests {
             Some(("ExitCode137", "Container failed with: OOMKilled: the container used more memory than its limit")),
         );
         check(
-            container(json!({ "ready": true, "state": { "running": {} }, "lastState": { "terminated": { "exitCode": 1 } } })),
+            container(
+                json!({ "ready": true, "state": { "running": {} }, "lastState": { "terminated": { "exitCode": 1 } } }),
+            ),
             None,
         );
         check(

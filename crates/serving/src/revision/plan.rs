@@ -75,7 +75,9 @@ fn status(observed: &Observed, now: Timestamp) -> RevisionStatus {
 }
 
 fn from_autoscaler(observed: &Observed, status: &mut RevisionStatus, conditions: &mut Conditions) {
-    if let Some(foreign) = observed.autoscaler.as_deref().filter(|present| !is_controlled_by(*present, observed.revision.as_ref())) {
+    if let Some(foreign) =
+        observed.autoscaler.as_deref().filter(|present| !is_controlled_by(*present, observed.revision.as_ref()))
+    {
         let name = foreign.metadata.name.as_deref().unwrap_or_default();
         let message = format!("There is an existing PodAutoscaler {name:?} that we do not own.");
         return conditions.mark_false(RESOURCES_AVAILABLE, "NotOwned", &message);
@@ -94,9 +96,8 @@ fn from_autoscaler(observed: &Observed, status: &mut RevisionStatus, conditions:
         conditions.mark_true(CONTAINER_HEALTHY);
         return;
     }
-    let timed_out = active.is_some_and(|active| {
-        active.status == ConditionStatus::False && active.reason.as_deref() == Some("TimedOut")
-    });
+    let timed_out = active
+        .is_some_and(|active| active.status == ConditionStatus::False && active.reason.as_deref() == Some("TimedOut"));
     let failure = failures::of_pods(observed.pods.iter().map(AsRef::as_ref));
     match failure.or_else(|| refused(observed)) {
         Some(Failure::Resources { reason, message }) => {

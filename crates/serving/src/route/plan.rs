@@ -193,9 +193,10 @@ fn placeholders(observed: &Observed, addresses: &Addresses) -> Vec<Write> {
             Some(_) => {}
         }
     }
-    let gone = observed.owned_placeholders.iter().filter(|service| {
-        !names.contains(&service.name_any()) && !is_deleted(service.as_ref())
-    });
+    let gone = observed
+        .owned_placeholders
+        .iter()
+        .filter(|service| !names.contains(&service.name_any()) && !is_deleted(service.as_ref()));
     writes.extend(gone.map(|service| Write::Delete(service.as_ref().clone().into())));
     writes
 }

@@ -57,11 +57,15 @@ fn status(observed: &Observed, now: Timestamp) -> ServiceStatus {
     let mut status = service.status.clone().unwrap_or_default();
     let mut conditions = Conditions::resume(SERVICE_DEPENDENTS, std::mem::take(&mut status.conditions), now);
     match observed.configuration.as_deref() {
-        Some(present) if !is_controlled_by(present, service) => not_owned(&mut conditions, CONFIGURATIONS_READY, "Configuration", service),
+        Some(present) if !is_controlled_by(present, service) => {
+            not_owned(&mut conditions, CONFIGURATIONS_READY, "Configuration", service)
+        }
         present => from_configuration(&mut status, &mut conditions, service, present),
     }
     match observed.route.as_deref() {
-        Some(present) if !is_controlled_by(present, service) => not_owned(&mut conditions, ROUTES_READY, "Route", service),
+        Some(present) if !is_controlled_by(present, service) => {
+            not_owned(&mut conditions, ROUTES_READY, "Route", service)
+        }
         present => from_route(&mut status, &mut conditions, service, present),
     }
     if let (Some(configuration), Some(route)) = (observed.configuration.as_deref(), observed.route.as_deref())
@@ -150,4 +154,3 @@ fn is_migrated(configuration: &Configuration, route: &Route) -> bool {
     let served = status.traffic.iter().map(|target| bare(target, target.revision_name.clone()));
     wanted.eq(served)
 }
-

@@ -285,9 +285,11 @@ impl GatewayLink for Gateway {
     }
 
     fn retire(&self, revision: RevisionId, count: usize, _: Duration) -> BoxFuture<'static, Vec<PodId>> {
-        let pods = self.api.list("pods").into_iter().filter(|pod| {
-            pod["metadata"]["labels"]["serving.knative.dev/revision"] == json!(&*revision.name)
-        });
+        let pods = self
+            .api
+            .list("pods")
+            .into_iter()
+            .filter(|pod| pod["metadata"]["labels"]["serving.knative.dev/revision"] == json!(&*revision.name));
         let chosen = pods.take(count).map(|pod| PodId::new("default", pod["metadata"]["name"].as_str().unwrap()));
         futures::future::ready(chosen.collect()).boxed()
     }

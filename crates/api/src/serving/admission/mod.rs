@@ -158,7 +158,8 @@ fn metadata(kind: Kind, object: &Value, old: Option<&Value>, errors: &mut Errors
     }
     let annotations = metadata["annotations"].as_object();
     if kind != Kind::Revision {
-        for key in annotations.into_iter().flat_map(|map| map.keys()).filter(|key| key.starts_with(AUTOSCALING_PREFIX)) {
+        for key in annotations.into_iter().flat_map(|map| map.keys()).filter(|key| key.starts_with(AUTOSCALING_PREFIX))
+        {
             errors.add_detailed(
                 format!("invalid key name {key:?}"),
                 "metadata.annotations",

@@ -42,7 +42,8 @@ pub(super) fn validate(spec: &Value, path: &str, namespace: &str, settings: &Set
     if spec["hostUsers"].is_boolean() {
         errors.disallowed(format!("{path}.hostUsers"));
     }
-    for (key, value) in spec["securityContext"].as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+    for (key, value) in spec["securityContext"].as_object().into_iter().flatten().filter(|(_, value)| !value.is_null())
+    {
         // Of the fields that the flag would allow, only the pod itself is named.
         if !POD_SECURITY_FIELDS.contains(&key.as_str()) || (key == "runAsNonRoot" && value.is_boolean()) {
             errors.disallowed(format!("{path}.securityContext.{key}"));
@@ -66,7 +67,12 @@ pub(super) fn validate(spec: &Value, path: &str, namespace: &str, settings: &Set
     }
     ports_of_all(containers, path, errors);
     for (index, container) in containers.iter().enumerate() {
-        self::container(container, &format!("{path}.containers[{index}]"), containers.len() == 1 || has_port(container), errors);
+        self::container(
+            container,
+            &format!("{path}.containers[{index}]"),
+            containers.len() == 1 || has_port(container),
+            errors,
+        );
     }
 }
 

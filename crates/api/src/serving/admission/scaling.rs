@@ -127,7 +127,9 @@ fn scales(reader: &Reader<'_>, settings: &Settings, errors: &mut Errors) {
     }
     if let Some((path, value)) = reader.get(keys::INITIAL_SCALE) {
         match value.parse::<i64>() {
-            Ok(count) if count < 0 => errors.add(format!("invalid value: {value}"), format!("{path} must be greater than 0")),
+            Ok(count) if count < 0 => {
+                errors.add(format!("invalid value: {value}"), format!("{path} must be greater than 0"))
+            }
             Ok(0) if !settings.allow_zero_initial_scale => {
                 errors.add("invalid value: 0", format!("{path}=0 not allowed by cluster"));
             }

@@ -50,8 +50,7 @@ fn names(kind: Kind, target: &Value, path: &str, errors: &mut Errors) {
     let revision = text(target, "revisionName");
     let configuration = text(target, "configurationName");
     let latest = target["latestRevision"].as_bool();
-    let (revision_path, configuration_path) =
-        (format!("{path}.revisionName"), format!("{path}.configurationName"));
+    let (revision_path, configuration_path) = (format!("{path}.revisionName"), format!("{path}.configurationName"));
     match (kind, revision.is_empty(), configuration.is_empty()) {
         (Kind::Service, _, false) => errors.disallowed(configuration_path),
         (Kind::Route, true, true) => {
