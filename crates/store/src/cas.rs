@@ -286,9 +286,8 @@ impl Cas {
     ) -> Result<Stored, CasError> {
         let (cas, hold) = (self.clone(), Arc::clone(hold));
         let mut writer = blocking(move || Ok(cas.writer(limit_bytes)?.held_by(hold))).await?;
-        let mut buffer = Vec::new();
+        let mut buffer = vec![0; CHUNK_BYTES];
         loop {
-            buffer.resize(CHUNK_BYTES, 0);
             let mut filled = 0;
             while filled < buffer.len() {
                 match source.read(&mut buffer[filled..]).await.map_err(CasError::Source)? {
@@ -299,8 +298,7 @@ impl Cas {
             if filled == 0 {
                 return blocking(move || writer.commit(wanted.as_ref())).await;
             }
-            buffer.truncate(filled);
-            (writer, buffer) = blocking(move || writer.push(&buffer).map(|()| (writer, buffer))).await?;
+            (writer, buffer) = blocking(move || writer.push(&buffer[..filled]).map(|()| (writer, buffer))).await?;
         }
     }
 

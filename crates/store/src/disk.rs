@@ -47,7 +47,8 @@ impl Disk {
 
     fn open_database(path: &Path) -> Result<Self, fjall::Error> {
         // Records are read once, at the start: caches and memtables can be small.
-        let database = Database::builder(path).cache_size(1 << 20).worker_threads(1).max_journaling_size(64 << 20).open()?;
+        let database =
+            Database::builder(path).cache_size(1 << 20).worker_threads(1).max_journaling_size(64 << 20).open()?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(8 << 20);
         let records = database.keyspace("records", options)?;
         let meta = database.keyspace("meta", options)?;

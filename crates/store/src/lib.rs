@@ -148,7 +148,11 @@ enum Message<V> {
 
 enum Writer<V> {
     Inline(Mutex<Committer<V>>),
-    Thread { queue: Mutex<mpsc::Sender<Message<V>>>, permits: Arc<Semaphore>, handle: Mutex<Option<std::thread::JoinHandle<()>>> },
+    Thread {
+        queue: Mutex<mpsc::Sender<Message<V>>>,
+        permits: Arc<Semaphore>,
+        handle: Mutex<Option<std::thread::JoinHandle<()>>>,
+    },
 }
 
 /// The store.
@@ -167,7 +171,14 @@ impl<V: Record> Store<V> {
     /// [`OpenError`] if the folder is not a store, is locked by another process, or holds a record that `V` refuses.
     pub fn open(config: Config) -> Result<Arc<Self>, OpenError> {
         let Some(path) = config.path else {
-            let committer = Committer { visible: Arc::default(), revision: 0, reserved: u64::MAX, disk: None, failed: None, records: std::marker::PhantomData };
+            let committer = Committer {
+                visible: Arc::default(),
+                revision: 0,
+                reserved: u64::MAX,
+                disk: None,
+                failed: None,
+                records: std::marker::PhantomData,
+            };
             let visible = committer.visible.clone();
             let writer = Writer::Inline(Mutex::new(committer));
             return Ok(Arc::new(Self { tables: RwLock::default(), visible, limits: config.limits, writer }));

@@ -106,7 +106,13 @@ pub struct Table<V> {
 impl<V: Record> Table<V> {
     pub(crate) fn new(name: &str, visible: Arc<AtomicU64>, floor: u64, limits: Limits) -> Arc<Self> {
         let state = State { records: BTreeMap::new(), ring: VecDeque::new(), ring_bytes: 0, floor, last: floor };
-        Arc::new(Self { name: name.into(), state: RwLock::new(state), visible, wake: watch::Sender::new(floor), limits })
+        Arc::new(Self {
+            name: name.into(),
+            state: RwLock::new(state),
+            visible,
+            wake: watch::Sender::new(floor),
+            limits,
+        })
     }
 
     pub(crate) fn restore(&self, key: Arc<str>, revision: u64, record: V) {
@@ -181,11 +187,12 @@ impl<V: Record> Table<V> {
         for (_, change) in state.ring.iter().rev().take_while(|(_, change)| change.revision() > revision) {
             before.insert(&change.key, change.old.as_ref());
         }
-        let mut merged: BTreeMap<&Arc<str>, &Entry<V>> =
-            state.records.range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
-                .take_while(|(key, _)| key.starts_with(prefix))
-                .filter(|(key, _)| !before.contains_key(key))
-                .collect();
+        let mut merged: BTreeMap<&Arc<str>, &Entry<V>> = state
+            .records
+            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .filter(|(key, _)| !before.contains_key(key))
+            .collect();
         merged.extend(before.into_iter().filter(|(key, _)| key.starts_with(prefix)).filter_map(|(k, e)| Some((k, e?))));
         let wanted: Vec<_> = merged
             .into_iter()

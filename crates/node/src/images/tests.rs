@@ -377,13 +377,14 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        let registry = Self { process, address, dir };
         for _ in 0..500 {
-            if std::net::TcpStream::connect(&address).is_ok() {
-                return Some(Self { process, address, dir });
+            if std::net::TcpStream::connect(&registry.address).is_ok() {
+                return Some(registry);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        panic!("docker-registry does not listen on {address}");
+        panic!("docker-registry does not listen on {}", registry.address);
     }
 
     /// Pushes an OCI layout tar; its digest stays.

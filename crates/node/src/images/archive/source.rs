@@ -6,8 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -189,20 +188,6 @@ impl Writer<'_> {
 
 fn uniform(mode: u32) -> Attributes {
     Attributes { owner: None, mode, mtime: 0, xattrs: Vec::new() }
-}
-
-/// Whether a file could be a source archive at all, by its first bytes.
-///
-/// # Errors
-///
-/// Those of reading the file.
-pub fn looks_like_archive(file: &mut File) -> io::Result<bool> {
-    let mut start = [0; 262];
-    let count = read_full(file, &mut start)?;
-    file.seek(SeekFrom::Start(0))?;
-    let start = &start[..count];
-    let compressed = super::Compression::of(start) != super::Compression::None;
-    Ok(compressed || ZIP_STARTS.iter().any(|magic| start.starts_with(magic)) || start.get(257..262) == Some(b"ustar"))
 }
 
 #[cfg(test)]

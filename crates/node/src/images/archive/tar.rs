@@ -186,8 +186,11 @@ impl Extensions {
     }
 }
 
+/// Key and value.
+type Record<'a> = (&'a [u8], &'a [u8]);
+
 /// The records `LENGTH KEY=VALUE\n` of a PAX header.
-fn pax_records(mut bytes: &[u8]) -> Result<Vec<(&[u8], &[u8])>, ArchiveError> {
+fn pax_records(mut bytes: &[u8]) -> Result<Vec<Record<'_>>, ArchiveError> {
     let mut records = Vec::new();
     while !bytes.is_empty() {
         let record = (|| {
