@@ -55,7 +55,8 @@ impl ApiServer {
             response
         };
         if !matches!(*method, Method::GET | Method::HEAD) {
-            if self.discovery(path, request.headers()).is_some() {
+            let known = matches!(trimmed, "/version" | "/healthz" | "/livez" | "/readyz");
+            if known || self.discovery(path, request.headers()).is_some() {
                 return Err(ApiError::method_not_allowed());
             }
         }
@@ -106,7 +107,13 @@ impl ApiServer {
             Some("get") if target.watch_path => Some("watch"),
             other => other,
         };
-        self.authorize(&user, &target, verb.unwrap_or(""))?;
+        let mut asked = target.clone();
+        if asked.name.is_empty() && matches!(verb, Some("list" | "watch" | "deletecollection")) {
+            // A list of exactly one name is judged by that name.
+            let fields = crate::selector::FieldSelector::parse(query.get("fieldSelector")).unwrap_or_default();
+            asked.name = fields.name().unwrap_or_default().to_string();
+        }
+        self.authorize(&user, &asked, verb.unwrap_or(""))?;
         let served = match self.registry.get(&target.group, &target.version, &target.resource) {
             Some(served) => served,
             None if target.group.is_empty() || self.registry.has_group(&target.group, None) => {
@@ -127,6 +134,7 @@ impl ApiServer {
             query,
             headers: parts.headers,
             body,
+            is_put: parts.method == Method::PUT,
             served,
             accepted,
             warnings: parking_lot::Mutex::default(),

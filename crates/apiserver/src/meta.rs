@@ -142,7 +142,9 @@ pub fn validate(def: &ResourceDef, object: &Value) -> Vec<FieldError> {
     faults.extend(names::labels_faults(metadata.get("labels"), "metadata.labels"));
     faults.extend(names::annotations_faults(metadata.get("annotations"), "metadata.annotations"));
     faults.extend(owners_faults(metadata.get("ownerReferences")));
-    faults.extend(finalizers_faults(metadata.get("finalizers")));
+    // Only the built-in kinds insist on qualified names.
+    let strict = def.strategy.strategic() && def.group != crate::crd::GROUP;
+    faults.extend(finalizers_faults(metadata.get("finalizers"), strict));
     faults
 }
 
@@ -177,11 +179,11 @@ fn owners_faults(owners: Option<&Value>) -> Vec<FieldError> {
     faults
 }
 
-fn finalizers_faults(finalizers: Option<&Value>) -> Vec<FieldError> {
+fn finalizers_faults(finalizers: Option<&Value>, strict: bool) -> Vec<FieldError> {
     let list: Vec<&str> =
         finalizers.and_then(Value::as_array).map(|l| l.iter().filter_map(Value::as_str).collect()).unwrap_or_default();
     let mut faults: Vec<FieldError> =
-        list.iter().flat_map(|name| names::finalizer_faults(name, "metadata.finalizers")).collect();
+        list.iter().flat_map(|name| names::finalizer_faults(name, "metadata.finalizers", strict)).collect();
     if list.contains(&"orphan") && list.contains(&"foregroundDeletion") {
         let why = "finalizer orphan and foregroundDeletion cannot be both set";
         faults.push(FieldError::invalid("metadata.finalizers", finalizers.cloned().unwrap_or_default(), why));

@@ -152,12 +152,12 @@ pub fn annotations_faults(annotations: Option<&Value>, path: &str) -> Vec<FieldE
     faults
 }
 
-/// Faults of one finalizer's name.
-pub fn finalizer_faults(name: &str, path: &str) -> Vec<FieldError> {
+/// Faults of one finalizer's name; `strict` asks for a qualified name or a standard one.
+pub fn finalizer_faults(name: &str, path: &str, strict: bool) -> Vec<FieldError> {
     let mut faults: Vec<FieldError> =
         qualified_name_faults(name).into_iter().map(|why| FieldError::invalid(path, name, why)).collect();
     let standard = ["kubernetes", "orphan", "foregroundDeletion"];
-    if !name.contains('/') && !standard.contains(&name) {
+    if strict && !name.contains('/') && !standard.contains(&name) {
         let why = "name is neither a standard finalizer name nor is it fully qualified";
         faults.insert(0, FieldError::invalid(path, name, why));
     }

@@ -56,6 +56,7 @@ impl ApiServer {
     /// What the server adds to a new object of a special kind.
     pub(crate) fn special_create(&self, call: &Call, object: &mut Value) -> ApiResult<()> {
         let def = &call.served.def;
+        self.refuse_escalation(call, object, None)?;
         if is_namespace(def) {
             label_namespace(object);
             object["spec"] = json!({"finalizers": ["kubernetes"]});
@@ -78,10 +79,13 @@ impl ApiServer {
     /// What the server keeps right in a changed object of a special kind.
     pub(crate) fn special_update(&self, call: &Call, new: &mut Value, old: &Value) -> ApiResult<()> {
         let def = &call.served.def;
+        self.refuse_escalation(call, new, Some(old))?;
         if is_namespace(def) {
             label_namespace(new);
-            if call.target.subresource.is_empty() {
-                new["spec"] = old["spec"].clone();
+            match call.target.subresource.as_str() {
+                "" => new["spec"] = old["spec"].clone(),
+                "finalize" => finalize_namespace(call, new, old)?,
+                _ => {}
             }
         } else if is_crd(def) && call.target.subresource.is_empty() {
             crd::default(new);
@@ -204,6 +208,24 @@ impl ApiServer {
 fn condition_true(object: &Value, kind: &str) -> bool {
     let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
     conditions.into_iter().flatten().any(|c| c["type"] == kind && c["status"] == "True")
+}
+
+/// Of a finalisation only `spec.finalizers` counts.
+fn finalize_namespace(call: &Call, new: &mut Value, old: &Value) -> ApiResult<()> {
+    let finalizers = new["spec"]["finalizers"].clone();
+    for (index, name) in finalizers.as_array().into_iter().flatten().filter_map(Value::as_str).enumerate() {
+        let faults = crate::names::finalizer_faults(name, &format!("spec.finalizers[{index}]"), true);
+        if !faults.is_empty() {
+            return Err(ApiError::invalid(&call.served.def, &call.target.name, &faults));
+        }
+    }
+    let revision = meta(new, "resourceVersion").to_string();
+    let labels = new["metadata"]["labels"].clone();
+    *new = old.clone();
+    new["metadata"]["labels"] = labels;
+    meta_mut(new).insert("resourceVersion".into(), revision.into());
+    new["spec"] = if finalizers.as_array().is_some_and(|f| !f.is_empty()) { json!({"finalizers": finalizers}) } else { json!({}) };
+    Ok(())
 }
 
 /// Name under which the clean-up of custom resources works.

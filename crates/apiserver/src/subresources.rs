@@ -106,6 +106,7 @@ impl ApiServer {
             query: call.query.clone(),
             headers: call.headers.clone(),
             body: call.body.clone(),
+            is_put: false,
             served,
             accepted: call.accepted,
             warnings: parking_lot::Mutex::default(),
@@ -192,6 +193,16 @@ impl ApiServer {
 
     pub(crate) async fn bind_pod(&self, call: &Call, binding: &Value) -> ApiResult<Response> {
         let dry_run = call.dry_run("CreateOptions")?;
+        let named = meta(binding, "name");
+        if !named.is_empty() && named != call.target.name {
+            return Err(ApiError::bad_request("name in URL does not match name in Binding object"));
+        }
+        let kind = binding.pointer("/target/kind").and_then(Value::as_str).unwrap_or_default();
+        if !matches!(kind, "" | "Node") {
+            let fault = FieldError::not_supported("target.kind", kind, &["Node", "<empty>"]);
+            return Err(ApiError::internal(fault.to_string()));
+        }
+        let uid = meta(binding, "uid").to_string();
         let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default().to_string();
         if node.is_empty() {
             return Err(ApiError::internal(FieldError::required("target.name", "").to_string()));
@@ -207,6 +218,12 @@ impl ApiServer {
             };
             if crate::object::is_deleting(old) {
                 return fail(format!("pod {name} is being deleted, cannot be assigned to a host"));
+            }
+            if old.pointer("/spec/schedulingGates").and_then(Value::as_array).is_some_and(|gates| !gates.is_empty()) {
+                return fail(format!("pod {name} has non-empty .spec.schedulingGates"));
+            }
+            if !uid.is_empty() {
+                crate::object::meta_mut(&mut pod).insert("uid".into(), uid.as_str().into());
             }
             if !current.is_empty() {
                 return fail(format!("pod {name} is already assigned to node \"{current}\""));

@@ -2,6 +2,7 @@
 
 mod authenticate;
 mod authorize;
+mod escalation;
 pub(crate) mod rbac;
 mod reviews;
 pub(crate) mod tokens;

@@ -257,7 +257,7 @@ mod tests {
         registry.set_custom("widgets.example.com", served(&first));
         let mut second = widget();
         second["metadata"]["name"] = "gadgets.example.com".into();
-        second["spec"]["names"] = json!({"plural": "gadgets", "kind": "Widget"});
+        second["spec"]["names"] = json!({"plural": "gadgets", "singular": "gadget", "kind": "Widget"});
         default(&mut second);
         refresh_status(&mut second, &registry);
         assert_eq!(second["status"]["conditions"][0]["reason"], "KindConflict");

@@ -237,6 +237,7 @@ impl ApiServer {
         }
         check_config(call, &config)?;
         let force = call.query.flag("force");
+        self.check_declared(call, &config)?;
         drop_null_metadata(&mut config);
         let existing = self.existing(call);
         if existing.is_err() {
@@ -280,6 +281,20 @@ impl ApiServer {
         let style = Style::Apply { config: config.clone(), force };
         let object = self.update_object(call, &make, style, dry_run).await?;
         self.respond(call, StatusCode::OK, &object)
+    }
+}
+
+impl ApiServer {
+    /// An applied configuration names only fields that the kind knows.
+    fn check_declared(&self, call: &Call, config: &Value) -> ApiResult<()> {
+        let def = &call.served.def;
+        let unknown: Vec<String> = def.strategy.unknown_fields(config).iter().map(|path| format!(".{path}: field not declared in schema")).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let listed = if unknown.len() == 1 { unknown[0].clone() } else { format!("errors:\n  {}", unknown.join("\n  ")) };
+        let place = format!("{}/{}; {}/{}, Kind={}", meta(config, "namespace"), meta(config, "name"), def.group, def.version, def.kind);
+        Err(ApiError::internal(format!("failed to create typed patch object ({place}): {listed}")))
     }
 }
 

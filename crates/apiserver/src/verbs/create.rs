@@ -79,7 +79,13 @@ impl ApiServer {
                 self.after_write(&call.served, &entry.record).await;
                 Ok(entry.record)
             }
-            Err(WriteError::Exists) => Err(ApiError::already_exists(&def, &name)),
+            Err(WriteError::Exists) => {
+                let mut error = ApiError::already_exists(&def, &name);
+                if table.get(&key).is_some_and(|entry| object::is_deleting(&entry.record.value())) {
+                    error.message = format!("object is being deleted: {}", error.message);
+                }
+                Err(error)
+            }
             Err(error) => Err(ApiError::internal_error(error.to_string())),
         }
     }

@@ -36,6 +36,8 @@ pub(crate) struct Call {
     pub query: Query,
     pub headers: HeaderMap,
     pub body: Bytes,
+    /// The body is the whole new object.
+    pub is_put: bool,
     pub served: Served,
     pub accepted: Accepted,
     /// Texts for `Warning` headers, in order.
@@ -78,7 +80,7 @@ impl Call {
         }
         if let Some(bad) = manager.chars().find(|c| c.is_control()) {
             let index = manager.find(bad).unwrap_or(0);
-            let why = format!("invalid character {} (at position {index})", crate::quote::quoted(&bad.to_string()).replace('"', "'"));
+            let why = format!("invalid character {} (at position {index})", format!("U+{:04X}", bad as u32));
             faults.push(FieldError::invalid("fieldManager", manager, why));
         }
         let validation = self.query.get("fieldValidation");

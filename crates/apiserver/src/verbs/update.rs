@@ -117,9 +117,9 @@ impl ApiServer {
         metadata.insert("resourceVersion".into(), entry.revision.to_string().into());
         let subresource = call.target.subresource.as_str();
         self.admit(call, Operation::Update, subresource, &mut new, Some(&old), dry_run)?;
-        let faults = self.prepare(&def, subresource, &mut new, &old);
+        let faults = self.prepare(call, &mut new, &old);
         self.special_update(call, &mut new, &old)?;
-        if subresource != "status" {
+        if !matches!(subresource, "status" | "binding") {
             bump_generation(&def, &mut new, &old);
         }
         self.track_update(call, &mut new, &old, style)?;
@@ -137,17 +137,15 @@ impl ApiServer {
         if dry_run {
             return Ok(Arc::new(Object::encode(&stored)));
         }
+        if finished {
+            return self.finish_deletion(call, entry, old, &stored).await;
+        }
         let key = object::key(def.namespaced, &call.target.namespace, name);
         let table = self.table(&call.served);
-        let action = if finished { Action::Delete(encoder(stored)) } else { Action::Put(encoder(stored)) };
         let class = self.class(&call.served, subresource);
-        match self.store.write(&table, &key, Expect::Revision(entry.revision), action, class).await {
+        match self.store.write(&table, &key, Expect::Revision(entry.revision), Action::Put(encoder(stored)), class).await {
             Ok(written) => {
-                if finished {
-                    self.after_delete(&call.served, &written.record).await;
-                } else {
-                    self.after_write(&call.served, &written.record).await;
-                }
+                self.after_write(&call.served, &written.record).await;
                 Ok(written.record)
             }
             Err(WriteError::Conflict { .. }) => Err(ApiError::new(409, "Conflict", "the object was written meanwhile")),
@@ -156,20 +154,42 @@ impl ApiServer {
         }
     }
 
+    /// The last finalizer went: so does the object. Watchers see it as it was stored, the client as it wrote it.
+    async fn finish_deletion(&self, call: &Call, entry: &Entry<Object>, old: Value, new: &Value) -> ApiResult<Arc<Object>> {
+        let def = &call.served.def;
+        let key = object::key(def.namespaced, &call.target.namespace, &call.target.name);
+        let last = Action::Delete(encoder(self.to_storage(&call.served, old)));
+        let table = self.table(&call.served);
+        match self.store.write(&table, &key, Expect::Revision(entry.revision), last, self.class(&call.served, "")).await {
+            Ok(written) => {
+                self.after_delete(&call.served, &written.record).await;
+                let mut shown = new.clone();
+                meta_mut(&mut shown).insert("resourceVersion".into(), written.revision.to_string().into());
+                Ok(Arc::new(Object::encode(&shown)))
+            }
+            Err(WriteError::Conflict { .. }) => Err(ApiError::new(409, "Conflict", "the object was written meanwhile")),
+            Err(WriteError::Missing) => Err(ApiError::not_found(def, &call.target.name)),
+            Err(error) => Err(ApiError::internal_error(error.to_string())),
+        }
+    }
+
     /// Applies the kind's rules for this path and returns the faults.
-    fn prepare(&self, def: &ResourceDef, subresource: &str, new: &mut Value, old: &Value) -> Vec<FieldError> {
-        match subresource {
+    fn prepare(&self, call: &Call, new: &mut Value, old: &Value) -> Vec<FieldError> {
+        let (def, custom) = (&*call.served.def, call.custom());
+        match call.target.subresource.as_str() {
             "status" => {
                 def.strategy.prepare_status_update(new, old);
-                // Labels and the like are not the status writer's business; finalizers and owners may not change.
+                // Of custom resources metadata is not the status writer's business; finalizers and owners never are.
                 let metadata = meta_mut(new);
-                for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+                let kept: &[&str] =
+                    if custom { &["labels", "annotations", "finalizers", "ownerReferences"] } else { &["finalizers", "ownerReferences"] };
+                for field in kept {
                     match old.pointer(&format!("/metadata/{field}")) {
                         Some(value) => {
-                            metadata.insert(field.into(), value.clone());
+                            metadata.insert((*field).into(), value.clone());
                         }
                         None => {
-                            metadata.remove(field);
+                            metadata.remove(*field);
                         }
                     }
                 }
@@ -178,7 +198,7 @@ impl ApiServer {
             "" => {
                 def.strategy.prepare_update(new, old);
                 let mut faults = crate::meta::validate(def, new);
-                faults.extend(validate_update(new, old));
+                faults.extend(twice(call, validate_update(new, old)));
                 faults.extend(def.strategy.validate_update(new, old));
                 faults
             }
@@ -219,6 +239,10 @@ fn check_preconditions(call: &Call, new: &Value, old: &Value) -> ApiResult<()> {
     let def = &call.served.def;
     let name = &call.target.name;
     let (asked, current) = (meta(new, "uid"), meta(old, "uid"));
+    if !asked.is_empty() && asked != current && !call.is_put && call.target.subresource.is_empty() {
+        let fault = FieldError::invalid("metadata.uid", asked, "field is immutable");
+        return Err(ApiError::invalid(def, name, &twice(call, vec![fault])));
+    }
     if !asked.is_empty() && asked != current {
         let mut place = String::from("/registry/");
         if !def.group.is_empty() && def.group.contains('.') && call.custom() {
@@ -239,13 +263,22 @@ fn check_preconditions(call: &Call, new: &Value, old: &Value) -> ApiResult<()> {
             return Err(ApiError::invalid(def, name, &[fault]));
         }
     } else if asked != current {
-        if asked.parse::<u64>().is_err() {
-            let fault = FieldError::invalid("metadata.resourceVersion", asked, format!("strconv.ParseUint: parsing {}: invalid syntax", crate::quote::quoted(asked)));
-            let _ = fault;
-        }
         return Err(ApiError::modified(def, name));
     }
+    let (asked, current) = (meta(new, "deletionTimestamp"), meta(old, "deletionTimestamp"));
+    if !asked.is_empty() && current.is_empty() && !call.is_put {
+        let fault = FieldError::invalid("metadata.deletionTimestamp", asked, "field is immutable");
+        return Err(ApiError::invalid(def, name, &twice(call, vec![fault])));
+    }
     Ok(())
+}
+
+/// The reference checks changed metadata of built-in kinds in two places, and clients see both.
+fn twice(call: &Call, mut faults: Vec<FieldError>) -> Vec<FieldError> {
+    if !call.custom() {
+        faults.extend(faults.clone());
+    }
+    faults
 }
 
 fn bump_generation(def: &ResourceDef, new: &mut Value, old: &Value) {

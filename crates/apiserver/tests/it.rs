@@ -1,0 +1,128 @@
+//! The server as its clients see it: over TLS, and through the in-process client.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use apiserver::{Access, ApiServer, Config, User};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+async fn start(data_dir: Option<PathBuf>) -> (std::sync::Arc<ApiServer>, String, CancellationToken) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let server = ApiServer::open(Config { data_dir, ..Config::default() }).await.unwrap();
+    let stop = CancellationToken::new();
+    let (serving, token) = (server.clone(), stop.clone());
+    tokio::spawn(async move { serving.serve(listener, Access::Full, token).await.unwrap() });
+    (server, url, stop)
+}
+
+#[tokio::test]
+async fn the_in_process_client_creates_watches_and_deletes() {
+    use futures::TryStreamExt;
+    let server = ApiServer::open(Config::default()).await.unwrap();
+    let api: Api<ConfigMap> = Api::default_namespaced(server.client(User::master("test")));
+    let new: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "a"}, "data": {"k": "v"}})).unwrap();
+    let created = api.create(&PostParams::default(), &new).await.unwrap();
+    let revision = created.metadata.resource_version.clone().unwrap();
+    let mut watch = std::pin::pin!(api.watch(&WatchParams::default(), &revision).await.unwrap());
+    let patch = Patch::Merge(json!({"data": {"k": "w"}}));
+    api.patch("a", &PatchParams::default(), &patch).await.unwrap();
+    api.delete("a", &DeleteParams::default()).await.unwrap();
+    let Some(WatchEvent::Modified(changed)) = watch.try_next().await.unwrap() else { panic!("a change is first") };
+    assert_eq!(changed.data.unwrap()["k"], "w");
+    assert!(matches!(watch.try_next().await.unwrap(), Some(WatchEvent::Deleted(_))));
+    assert!(api.list(&ListParams::default()).await.unwrap().items.is_empty());
+}
+
+#[tokio::test]
+async fn server_side_apply_keeps_owners_apart() {
+    let server = ApiServer::open(Config::default()).await.unwrap();
+    let api: Api<ConfigMap> = Api::default_namespaced(server.client(User::master("test")));
+    let config = |data: serde_json::Value| {
+        Patch::Apply(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data}))
+    };
+    let (one, two) = (PatchParams::apply("one"), PatchParams::apply("two"));
+    api.patch("a", &one, &config(json!({"x": "1", "y": "1"}))).await.unwrap();
+    api.patch("a", &two, &config(json!({"z": "1"}))).await.unwrap();
+    let conflict = api.patch("a", &two, &config(json!({"x": "2", "z": "1"}))).await.unwrap_err();
+    assert!(conflict.to_string().contains("conflict with \"one\" using v1: .data.x"), "{conflict}");
+    let kept = api.patch("a", &one, &config(json!({"x": "1"}))).await.unwrap();
+    let data = kept.data.unwrap();
+    assert_eq!(data.keys().collect::<Vec<_>>(), ["x", "z"], "what one no longer names goes, what two set stays");
+    let forced = api.patch("a", &two.clone().force(), &config(json!({"x": "2"}))).await.unwrap();
+    assert_eq!(forced.data.unwrap()["x"], "2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_and_definitions_survive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let crd = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "widgets.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "widgets", "kind": "Widget"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object",
+                "properties": {"spec": {"type": "object", "properties": {"size": {"type": "integer", "default": 3}}}}}}}]},
+    });
+    let resource = kube::api::ApiResource {
+        group: "example.com".into(), version: "v1".into(), api_version: "example.com/v1".into(),
+        kind: "Widget".into(), plural: "widgets".into(),
+    };
+    {
+        let server = ApiServer::open(Config { data_dir: Some(folder.path().into()), ..Config::default() }).await.unwrap();
+        let client = server.client(User::master("test"));
+        let request = http::Request::post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions").body(crd.to_string().into_bytes()).unwrap();
+        client.request::<serde_json::Value>(request).await.unwrap();
+        let api: Api<kube::api::DynamicObject> = Api::default_namespaced_with(client, &resource);
+        let widget = serde_json::from_value(json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"no": 1}})).unwrap();
+        let created = api.create(&PostParams::default(), &widget).await.unwrap();
+        assert_eq!(created.data["spec"], json!({"size": 3}));
+        server.close();
+    }
+    let server = ApiServer::open(Config { data_dir: Some(folder.path().into()), ..Config::default() }).await.unwrap();
+    let api: Api<kube::api::DynamicObject> = Api::default_namespaced_with(server.client(User::master("test")), &resource);
+    assert_eq!(api.get("w").await.unwrap().data["spec"], json!({"size": 3}));
+}
+
+/// Steps of each recorded area that must pass.
+const FLOORS: [(&str, u32); 17] = [
+    ("core", 98), ("requests", 88), ("discovery", 34), ("watches", 108), ("lists", 70), ("crd", 134), ("tables", 51),
+    ("patches", 45), ("deletion", 32), ("subresources", 73), ("pods", 65), ("auth", 120), ("apply", 53), ("admission", 18),
+    ("services", 6), ("workloads", 4), ("other-kinds", 26),
+];
+
+/// The recorded conversations, in the folder that `COLIBRI_VECTORS` names or beside the workspace.
+fn vectors() -> Option<(PathBuf, PathBuf)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let vectors = std::env::var_os("COLIBRI_VECTORS").map_or_else(|| root.join("../shared/vectors"), PathBuf::from);
+    let tool = vectors.join("../tools/replay_api.py");
+    (tool.is_file() && vectors.join("apiserver").is_dir()).then_some((vectors.join("apiserver"), tool))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vectors_apiserver() {
+    let Some((folder, tool)) = vectors() else {
+        println!("skipped: the recorded API conversations are not here (set COLIBRI_VECTORS)");
+        return;
+    };
+    let (server, url, stop) = start(None).await;
+    let token = server.pki().admin_token.clone();
+    let mut below = Vec::new();
+    for (area, floor) in FLOORS {
+        let mut command = Command::new("python3");
+        command.arg(&tool).args(["--server", &url, "--token", &token, "--insecure", "--jobs", "8", "--without", "controllers"]);
+        command.arg(folder.join(format!("{area}.json")));
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let last = text.lines().last().unwrap_or_default().to_string();
+        let passed: u32 = last.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+        println!("{area}: {last}");
+        if passed < floor {
+            below.push(format!("{area}: {passed} < {floor}\n{text}"));
+        }
+    }
+    stop.cancel();
+    assert!(below.is_empty(), "{}", below.join("\n"));
+}
