@@ -65,7 +65,15 @@ pub(crate) fn missing(known: &[ResourceDef]) -> Vec<ResourceDef> {
         .collect()
 }
 
-fn definition((group_version, plural, kind, short, flags): &(&'static str, &'static str, &'static str, &'static str, &'static str)) -> ResourceDef {
+fn definition(
+    (group_version, plural, kind, short, flags): &(
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static str,
+    ),
+) -> ResourceDef {
     let (group, version) = group_version.split_once('/').unwrap_or(("", group_version));
     let flag = |f: char| flags.contains(f);
     let verbs: Vec<Text> = if flag('o') {

@@ -38,8 +38,14 @@ impl ApiServer {
             }
             if self.store.table(&format!("{group}/{plural}")).is_empty() {
                 let kept: Vec<&str> = finalizers(&value).into_iter().filter(|f| *f != crd::CLEANUP).collect();
-                let patch = json!({"metadata": {"finalizers": kept, "resourceVersion": value["metadata"]["resourceVersion"]}});
-                self.send(Method::PATCH, &format!("/apis/{}/v1/{}/{name}", crd::GROUP, crd::PLURAL), &patch.to_string()).await;
+                let patch =
+                    json!({"metadata": {"finalizers": kept, "resourceVersion": value["metadata"]["resourceVersion"]}});
+                self.send(
+                    Method::PATCH,
+                    &format!("/apis/{}/v1/{}/{name}", crd::GROUP, crd::PLURAL),
+                    &patch.to_string(),
+                )
+                .await;
                 if table.get(name).is_none_or(|entry| !finalizers(&entry.record.value()).contains(&crd::CLEANUP)) {
                     return;
                 }
@@ -71,7 +77,10 @@ impl ApiServer {
         let request = http::Request::builder()
             .method(method)
             .uri(path)
-            .header(http::header::CONTENT_TYPE, if text.is_empty() { "application/json" } else { "application/merge-patch+json" })
+            .header(
+                http::header::CONTENT_TYPE,
+                if text.is_empty() { "application/json" } else { "application/merge-patch+json" },
+            )
             .body(body::full(text.to_string()));
         match request {
             Ok(request) => {

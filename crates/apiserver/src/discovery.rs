@@ -13,11 +13,30 @@ use crate::resource::Subresource;
 
 /// Groups in the order of the reference; others follow in the order of their names.
 const GROUP_ORDER: [&str; 24] = [
-    "", "apiregistration.k8s.io", "apps", "events.k8s.io", "authentication.k8s.io", "authorization.k8s.io", "autoscaling",
-    "batch", "certificates.k8s.io", "networking.k8s.io", "policy", "rbac.authorization.k8s.io", "storage.k8s.io",
-    "admissionregistration.k8s.io", "apiextensions.k8s.io", "scheduling.k8s.io", "coordination.k8s.io", "node.k8s.io",
-    "discovery.k8s.io", "flowcontrol.apiserver.k8s.io", "resource.k8s.io", "internal.apiserver.k8s.io",
-    "storagemigration.k8s.io", "imagepolicy.k8s.io",
+    "",
+    "apiregistration.k8s.io",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+    "resource.k8s.io",
+    "internal.apiserver.k8s.io",
+    "storagemigration.k8s.io",
+    "imagepolicy.k8s.io",
 ];
 
 impl ApiServer {
@@ -37,7 +56,8 @@ impl ApiServer {
             ["apis"] => Some(match aggregated {
                 Some(version) => aggregated_response(&self.aggregated(false), version),
                 None => {
-                    let groups: Vec<Value> = self.groups().iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group(g, v)).collect();
+                    let groups: Vec<Value> =
+                        self.groups().iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group(g, v)).collect();
                     ok(&json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
                 }
             }),
@@ -121,7 +141,11 @@ impl ApiServer {
                         json!({"version": version, "resources": resources, "freshness": "Current"})
                     })
                     .collect();
-                let metadata = if group.is_empty() { json!({"creationTimestamp": null}) } else { json!({"name": group, "creationTimestamp": null}) };
+                let metadata = if group.is_empty() {
+                    json!({"creationTimestamp": null})
+                } else {
+                    json!({"name": group, "creationTimestamp": null})
+                };
                 json!({"metadata": metadata, "versions": versions})
             })
             .collect();
@@ -276,6 +300,9 @@ mod tests {
         let all = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
         assert_eq!(aggregated_version(all), Some("v2"));
         assert_eq!(aggregated_version("application/json"), None);
-        assert_eq!(aggregated_version("application/json;g=apidiscovery.k8s.io;v=v3;as=APIGroupDiscoveryList,application/json"), None);
+        assert_eq!(
+            aggregated_version("application/json;g=apidiscovery.k8s.io;v=v3;as=APIGroupDiscoveryList,application/json"),
+            None
+        );
     }
 }

@@ -71,8 +71,17 @@ impl ApiServer {
             }
             "/version" => return Ok(body::json(StatusCode::OK, &crate::version::version())),
             "" => {
-                let mut paths: Vec<String> = vec!["/api".into(), "/api/v1".into(), "/apis".into(), "/healthz".into(),
-                    "/livez".into(), "/openapi/v2".into(), "/openapi/v3".into(), "/readyz".into(), "/version".into()];
+                let mut paths: Vec<String> = vec![
+                    "/api".into(),
+                    "/api/v1".into(),
+                    "/apis".into(),
+                    "/healthz".into(),
+                    "/livez".into(),
+                    "/openapi/v2".into(),
+                    "/openapi/v3".into(),
+                    "/readyz".into(),
+                    "/version".into(),
+                ];
                 for (group, version, _) in self.registry.all().keys().filter(|(g, _, _)| !g.is_empty()) {
                     for path in [format!("/apis/{group}"), format!("/apis/{group}/{version}")] {
                         if !paths.contains(&path) {
@@ -149,7 +158,9 @@ impl ApiServer {
         if !call.target.subresource.is_empty() {
             return self.subresource(call, &parts.method).await;
         }
-        let Some(verb) = verb.filter(|_| parts.method != Method::HEAD) else { return Err(ApiError::method_not_allowed()) };
+        let Some(verb) = verb.filter(|_| parts.method != Method::HEAD) else {
+            return Err(ApiError::method_not_allowed());
+        };
         let fits = match (verb, call.target.name.is_empty()) {
             ("create", named_not) => named_not,
             ("update" | "patch", unnamed) => !unnamed,

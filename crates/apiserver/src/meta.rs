@@ -9,8 +9,20 @@ use crate::resource::{FieldError, NameRule, ResourceDef};
 
 /// Fields of ObjectMeta.
 const FIELDS: [&str; 15] = [
-    "name", "generateName", "namespace", "selfLink", "uid", "resourceVersion", "generation", "creationTimestamp",
-    "deletionTimestamp", "deletionGracePeriodSeconds", "labels", "annotations", "ownerReferences", "finalizers",
+    "name",
+    "generateName",
+    "namespace",
+    "selfLink",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "labels",
+    "annotations",
+    "ownerReferences",
+    "finalizers",
     "managedFields",
 ];
 
@@ -41,7 +53,9 @@ pub fn normalise(object: &mut Value, kind: &str, version: &str) -> ApiResult<Vec
     let metadata = meta_mut(object);
     let unknown: Vec<String> = metadata.keys().filter(|key| !FIELDS.contains(&key.as_str())).cloned().collect();
     metadata.retain(|key, value| FIELDS.contains(&key.as_str()) && key != "selfLink" && !value.is_null());
-    for field in ["name", "generateName", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"] {
+    for field in
+        ["name", "generateName", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"]
+    {
         match metadata.get(field) {
             Some(Value::String(text)) if text.is_empty() => {
                 metadata.remove(field);
@@ -68,7 +82,11 @@ pub fn normalise(object: &mut Value, kind: &str, version: &str) -> ApiResult<Vec
             Some(other) => return Err(wrong(field, other, "map[string]string")),
         }
     }
-    for (field, wanted) in [("ownerReferences", "[]v1.OwnerReference"), ("finalizers", "[]string"), ("managedFields", "[]v1.ManagedFieldsEntry")] {
+    for (field, wanted) in [
+        ("ownerReferences", "[]v1.OwnerReference"),
+        ("finalizers", "[]string"),
+        ("managedFields", "[]v1.ManagedFieldsEntry"),
+    ] {
         match metadata.get(field) {
             None => {}
             Some(Value::Array(list)) if list.is_empty() => {
@@ -76,7 +94,8 @@ pub fn normalise(object: &mut Value, kind: &str, version: &str) -> ApiResult<Vec
             }
             Some(Value::Array(list)) => {
                 let strings = field == "finalizers";
-                if let Some(bad) = list.iter().find(|item| if strings { !item.is_string() } else { !item.is_object() }) {
+                if let Some(bad) = list.iter().find(|item| if strings { !item.is_string() } else { !item.is_object() })
+                {
                     return Err(wrong(field, bad, wanted));
                 }
             }
@@ -155,7 +174,9 @@ fn owners_faults(owners: Option<&Value>) -> Vec<FieldError> {
         let path = |field: &str| format!("metadata.ownerReferences.{field}");
         let text = |field: &str| owner.get(field).and_then(Value::as_str).unwrap_or_default();
         let api_version = text("apiVersion");
-        if api_version.is_empty() || (!api_version.contains('/') && api_version != "v1" && !api_version.starts_with('v')) {
+        if api_version.is_empty()
+            || (!api_version.contains('/') && api_version != "v1" && !api_version.starts_with('v'))
+        {
             faults.push(FieldError::invalid(path("apiVersion"), api_version, "version must not be empty"));
         }
         for field in ["kind", "name", "uid"] {
@@ -194,7 +215,15 @@ fn finalizers_faults(finalizers: Option<&Value>, strict: bool) -> Vec<FieldError
 /// What only the server may set, taken over from the old object.
 pub fn keep_system_fields(new: &mut Value, old: &Value) {
     let metadata = meta_mut(new);
-    for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "namespace", "generateName"] {
+    for field in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "namespace",
+        "generateName",
+    ] {
         match old.get("metadata").and_then(|m| m.get(field)) {
             Some(value) => {
                 metadata.insert(field.into(), value.clone());

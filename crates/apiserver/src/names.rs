@@ -143,7 +143,8 @@ pub fn annotations_faults(annotations: Option<&Value>, path: &str) -> Vec<FieldE
     let mut size = 0;
     for (key, value) in annotations.and_then(Value::as_object).into_iter().flatten() {
         let lower = key.to_lowercase();
-        faults.extend(qualified_name_faults(&lower).into_iter().map(|why| FieldError::invalid(path, key.as_str(), why)));
+        faults
+            .extend(qualified_name_faults(&lower).into_iter().map(|why| FieldError::invalid(path, key.as_str(), why)));
         size += key.len() + value.as_str().map_or(0, str::len);
     }
     if size > ANNOTATIONS_LIMIT_BYTES {

@@ -139,7 +139,10 @@ mod tests {
     fn kind_and_api_version_come_first_and_can_be_cut_off() {
         let value = json!({"apiVersion": "apps/v1", "data": {}, "kind": "X", "metadata": {"labels": {"a": "b"}}});
         let object = Object::encode(&value);
-        assert_eq!(&object.text()[..], br#"{"kind":"X","apiVersion":"apps/v1","metadata":{"labels":{"a":"b"}},"data":{}}"#);
+        assert_eq!(
+            &object.text()[..],
+            br#"{"kind":"X","apiVersion":"apps/v1","metadata":{"labels":{"a":"b"}},"data":{}}"#
+        );
         assert_eq!(object.tail(), br#""metadata":{"labels":{"a":"b"}},"data":{}}"#);
         assert_eq!(object.api_version(), "apps/v1");
         assert_eq!((object.label("a"), object.label("b")), (Some("b"), None));

@@ -24,7 +24,9 @@ impl ApiServer {
         match rest.trim_end_matches('/') {
             "v3" => {
                 let mut response = body::json(StatusCode::OK, &openapi::index(&resources));
-                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
                 Some(response)
             }
             "v2" => {

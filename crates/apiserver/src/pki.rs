@@ -17,8 +17,14 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// Names that the server's certificate always has.
-const NAMES: [&str; 6] =
-    ["localhost", "127.0.0.1", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];
+const NAMES: [&str; 6] = [
+    "localhost",
+    "127.0.0.1",
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+];
 /// How long certificates hold.
 const YEARS: i32 = 10;
 
@@ -90,7 +96,8 @@ impl Pki {
         let issuer = Issuer::from_params(&ca_params, &ca_key);
         let admin_key_pem = files.keep("admin.key", || Ok(KeyPair::generate()?.serialize_pem()))?;
         let admin_key = KeyPair::from_pem(&admin_key_pem)?;
-        let admin_certificate_pem = files.keep("admin.crt", || Ok(admin_params().signed_by(&admin_key, &issuer)?.pem()))?;
+        let admin_certificate_pem =
+            files.keep("admin.crt", || Ok(admin_params().signed_by(&admin_key, &issuer)?.pem()))?;
         let mut all: Vec<String> = NAMES.iter().map(ToString::to_string).collect();
         all.extend(names.iter().filter(|name| !NAMES.contains(&name.as_str())).cloned());
         let server_key = KeyPair::from_pem(&files.keep("server.key", || Ok(KeyPair::generate()?.serialize_pem()))?)?;
@@ -129,7 +136,8 @@ impl Pki {
     /// [`PkiError::Tls`] if the certificate is refused.
     pub fn tls(&self, client_certificates: bool) -> Result<Arc<rustls::ServerConfig>, PkiError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+        let builder =
+            rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
         let builder = if client_certificates {
             let mut roots = rustls::RootCertStore::empty();
             roots.add(self.ca_der.clone())?;

@@ -43,7 +43,10 @@ impl Registry {
         for def in defs {
             let storage = (def.storage.0.to_string(), def.storage.1.to_string());
             let storage_version = by_storage[&storage].clone();
-            resources.insert(key(&def), Served { def: Arc::new(def), storage_version, crd: None, gone: CancellationToken::new() });
+            resources.insert(
+                key(&def),
+                Served { def: Arc::new(def), storage_version, crd: None, gone: CancellationToken::new() },
+            );
         }
         *self.resources.write() = Arc::new(resources);
     }

@@ -95,7 +95,9 @@ impl Query {
         if text.is_empty() {
             return Ok(None);
         }
-        let bad = |_| ApiError::bad_request(format!("strconv.ParseInt: parsing {}: invalid syntax", crate::quote::quoted(text)));
+        let bad = |_| {
+            ApiError::bad_request(format!("strconv.ParseInt: parsing {}: invalid syntax", crate::quote::quoted(text)))
+        };
         text.parse().map(Some).map_err(bad)
     }
 }
@@ -103,8 +105,20 @@ impl Query {
 /// What a request wants to do, as RBAC names it.
 pub fn verb(method: &Method, collection: bool, watch: bool) -> Option<&'static str> {
     Some(match (method.as_str(), collection) {
-        ("GET" | "HEAD", true) => if watch { "watch" } else { "list" },
-        ("GET" | "HEAD", false) => if watch { "watch" } else { "get" },
+        ("GET" | "HEAD", true) => {
+            if watch {
+                "watch"
+            } else {
+                "list"
+            }
+        }
+        ("GET" | "HEAD", false) => {
+            if watch {
+                "watch"
+            } else {
+                "get"
+            }
+        }
         ("POST", _) => "create",
         ("PUT", _) => "update",
         ("PATCH", _) => "patch",
@@ -158,7 +172,10 @@ mod tests {
             ("/api/v1/namespaces//configmaps", "/v1 ns= configmaps  "),
             ("/apis/apps/v1/namespaces/a/deployments/d/", "apps/v1 ns=a deployments d "),
             ("/api/v1/watch/namespaces/a/pods", "/v1 ns=a pods   watch"),
-            ("/apis/rbac.authorization.k8s.io/v1/clusterroles/a%3Ab", "rbac.authorization.k8s.io/v1 ns= clusterroles a:b "),
+            (
+                "/apis/rbac.authorization.k8s.io/v1/clusterroles/a%3Ab",
+                "rbac.authorization.k8s.io/v1 ns= clusterroles a:b ",
+            ),
             ("/api/v1", "none"),
             ("/apis/apps/v1", "none"),
             ("/version", "none"),

@@ -74,13 +74,16 @@ pub struct Column {
     pub priority: i32,
 }
 
+/// Makes the cells of one object; the time is now, for ages.
+pub type Cells = Arc<dyn Fn(&Value, Timestamp) -> Vec<Value> + Send + Sync>;
+
 /// The columns of a Table and the cells of one object.
 #[derive(Clone)]
 pub struct Columns {
     /// The heads, in order.
     pub definitions: Vec<Column>,
     /// One cell for each head; the second argument is the time now, for ages.
-    pub cells: Arc<dyn Fn(&Value, Timestamp) -> Vec<Value> + Send + Sync>,
+    pub cells: Cells,
 }
 
 impl fmt::Debug for Columns {
@@ -327,6 +330,7 @@ pub trait Strategy: Send + Sync {
     fn to_storage(&self, object: &mut Value) {}
 
     /// Turns a stored object into one of this version (`apiVersion` is set by the engine).
+    #[expect(clippy::wrong_self_convention, reason = "it mirrors `to_storage`")]
     fn from_storage(&self, object: &mut Value) {}
 }
 

@@ -270,8 +270,9 @@ impl FieldSelector {
             if term.is_empty() {
                 continue;
             }
-            let (label, equal, value) = split_term(&term)
-                .ok_or_else(|| ApiError::bad_request(format!("invalid selector: '{text}'; can't understand '{term}'")))?;
+            let (label, equal, value) = split_term(&term).ok_or_else(|| {
+                ApiError::bad_request(format!("invalid selector: '{text}'; can't understand '{term}'"))
+            })?;
             terms.push((label.to_string(), equal, unescape(value)?));
         }
         Ok(Self(terms))
@@ -391,9 +392,21 @@ mod tests {
     #[test]
     fn label_selectors_match() {
         let web = [("tier", "web"), ("n", "7")];
-        for yes in ["", "tier=web", "tier==web", "tier!=db", "tier in (web,db)", "tier notin (db)", "tier", "!x",
-            "n>5", "n<8", " tier = web ", "x!=1", "x notin (a)"]
-        {
+        for yes in [
+            "",
+            "tier=web",
+            "tier==web",
+            "tier!=db",
+            "tier in (web,db)",
+            "tier notin (db)",
+            "tier",
+            "!x",
+            "n>5",
+            "n<8",
+            " tier = web ",
+            "x!=1",
+            "x notin (a)",
+        ] {
             assert!(holds(yes, &web), "{yes:?} should match");
         }
         for no in ["tier=db", "tier!=web", "tier in ()", "!tier", "x", "x in (a)", "n>7", "tier>5", "tier="] {

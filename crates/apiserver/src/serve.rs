@@ -53,7 +53,12 @@ impl ApiServer {
     /// # Errors
     ///
     /// [`ServeError`] if TLS cannot be set up.
-    pub async fn serve(self: &Arc<Self>, listener: TcpListener, access: Access, stop: CancellationToken) -> Result<(), ServeError> {
+    pub async fn serve(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        access: Access,
+        stop: CancellationToken,
+    ) -> Result<(), ServeError> {
         let acceptor = TlsAcceptor::from(self.pki.tls(access == Access::Full)?);
         let connections = TaskTracker::new();
         let places = Arc::new(Semaphore::new(CONNECTIONS_LIMIT));
@@ -109,7 +114,11 @@ impl ApiServer {
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(300));
-        builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_LIMIT).adaptive_window(true)
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_LIMIT)
+            .adaptive_window(true)
             .keep_alive_interval(Some(Duration::from_secs(30)));
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
         let mut connection = std::pin::pin!(connection);
@@ -121,7 +130,11 @@ impl ApiServer {
     }
 }
 
-fn answer(server: &Arc<ApiServer>, by_certificate: Option<&User>, request: http::Request<Incoming>) -> BoxFuture<'static, Response> {
+fn answer(
+    server: &Arc<ApiServer>,
+    by_certificate: Option<&User>,
+    request: http::Request<Incoming>,
+) -> BoxFuture<'static, Response> {
     match server.authenticate(request.headers(), by_certificate) {
         Ok(user) => {
             let request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());

@@ -102,14 +102,20 @@ impl ApiServer {
                 }
             }
             let finalizers = object::finalizers(new);
-            if is_deleting(old) && !finalizers.contains(&crd::CLEANUP) && object::finalizers(old).contains(&crd::CLEANUP) {
+            if is_deleting(old)
+                && !finalizers.contains(&crd::CLEANUP)
+                && object::finalizers(old).contains(&crd::CLEANUP)
+            {
                 // Only the clean-up removes its own finalizer.
                 if call.user.name != CLEANUP_USER {
                     meta_mut(new).insert("finalizers".into(), old["metadata"]["finalizers"].clone());
                 }
             }
         } else if is_service(def) && call.target.subresource.is_empty() {
-            if new["spec"]["clusterIP"].as_str().unwrap_or_default().is_empty() && old["spec"]["clusterIP"].is_string() && new["spec"]["type"] != "ExternalName" {
+            if new["spec"]["clusterIP"].as_str().unwrap_or_default().is_empty()
+                && old["spec"]["clusterIP"].is_string()
+                && new["spec"]["type"] != "ExternalName"
+            {
                 new["spec"]["clusterIP"] = old["spec"]["clusterIP"].clone();
                 if !new["spec"]["clusterIPs"].is_array() {
                     new["spec"]["clusterIPs"] = old["spec"]["clusterIPs"].clone();
@@ -152,10 +158,19 @@ impl ApiServer {
 
     /// Whether a deletion answers with the object instead of a Status.
     pub(crate) fn shows_deleted(&self, def: &ResourceDef) -> bool {
-        let kinds = ["pods", "services", "serviceaccounts", "persistentvolumeclaims", "persistentvolumes", "podtemplates",
-            "replicationcontrollers", "resourcequotas"];
+        let kinds = [
+            "pods",
+            "services",
+            "serviceaccounts",
+            "persistentvolumeclaims",
+            "persistentvolumes",
+            "podtemplates",
+            "replicationcontrollers",
+            "resourcequotas",
+        ];
         def.group.is_empty() && kinds.contains(&&*def.plural)
-            || def.group == "storage.k8s.io" && matches!(&*def.plural, "storageclasses" | "volumeattachments" | "csinodes")
+            || def.group == "storage.k8s.io"
+                && matches!(&*def.plural, "storageclasses" | "volumeattachments" | "csinodes")
     }
 
     /// Follows a write to a definition of custom resources.
@@ -224,7 +239,11 @@ fn finalize_namespace(call: &Call, new: &mut Value, old: &Value) -> ApiResult<()
     *new = old.clone();
     new["metadata"]["labels"] = labels;
     meta_mut(new).insert("resourceVersion".into(), revision.into());
-    new["spec"] = if finalizers.as_array().is_some_and(|f| !f.is_empty()) { json!({"finalizers": finalizers}) } else { json!({}) };
+    new["spec"] = if finalizers.as_array().is_some_and(|f| !f.is_empty()) {
+        json!({"finalizers": finalizers})
+    } else {
+        json!({})
+    };
     Ok(())
 }
 

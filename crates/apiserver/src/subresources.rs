@@ -49,7 +49,8 @@ impl ApiServer {
     async fn log(&self, call: &Call) -> ApiResult<Response> {
         use futures::StreamExt;
         let pod = self.existing(call)?.record.value();
-        let number = |name: &str| -> ApiResult<Option<u64>> { Ok(call.query.number(name)?.and_then(|n| u64::try_from(n).ok())) };
+        let number =
+            |name: &str| -> ApiResult<Option<u64>> { Ok(call.query.number(name)?.and_then(|n| u64::try_from(n).ok())) };
         let asked = call.query.get("container");
         let containers: Vec<&str> = ["initContainers", "containers"]
             .iter()
@@ -60,7 +61,8 @@ impl ApiServer {
         let container = match (asked, containers.as_slice()) {
             ("", [only]) => (*only).to_string(),
             ("", many) => {
-                let message = format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
+                let message =
+                    format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
                 return Err(ApiError::bad_request(message));
             }
             (asked, all) if all.contains(&asked) => asked.to_string(),
@@ -140,7 +142,8 @@ impl ApiServer {
         let labels = pod["metadata"]["labels"].clone();
         let covers = |budget: &Value| {
             let selector = &budget["spec"]["selector"];
-            selector.is_object() && crate::selector::LabelSelector::from_json(selector).matches(|key| labels[key].as_str())
+            selector.is_object()
+                && crate::selector::LabelSelector::from_json(selector).matches(|key| labels[key].as_str())
         };
         let prefix = format!("{}/", call.target.namespace);
         let budgets: Vec<Value> = table
@@ -161,8 +164,11 @@ impl ApiServer {
         };
         let name = meta(budget, "name").to_string();
         let refuse = |why: String, retry: Option<u64>| {
-            let mut error =
-                ApiError::new(429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.");
+            let mut error = ApiError::new(
+                429,
+                "TooManyRequests",
+                "Cannot evict pod as it would violate the pod's disruption budget.",
+            );
             error.details = Some(json!({"causes": [{"reason": "DisruptionBudget", "message": why}]}));
             if let (Some(seconds), Some(details)) = (retry, &mut error.details) {
                 details["retryAfterSeconds"] = seconds.into();
@@ -214,7 +220,10 @@ impl ApiServer {
             let mut pod = old.clone();
             let current = old.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
             let fail = |why: String| {
-                Err(ApiError::conflict(&def, &name, "").with_message(format!("Operation cannot be fulfilled on pods/binding \"{name}\": {why}"), "pods/binding"))
+                Err(ApiError::conflict(&def, &name, "").with_message(
+                    format!("Operation cannot be fulfilled on pods/binding \"{name}\": {why}"),
+                    "pods/binding",
+                ))
             };
             if crate::object::is_deleting(old) {
                 return fail(format!("pod {name} is being deleted, cannot be assigned to a host"));
@@ -254,7 +263,8 @@ impl ApiServer {
             let after = if verb == "update" {
                 crate::negotiate::parse_text(&call.body, false).map_err(ApiError::bad_request)?
             } else {
-                let content_type = call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+                let content_type =
+                    call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
                 let kind = crate::patch::PatchKind::of(content_type, true)?;
                 crate::patch::parse(kind, &call.body)?.apply(&before, &crate::resource::NoRules)?
             };
@@ -288,7 +298,8 @@ fn body_value(call: &Call) -> ApiResult<Value> {
     }
     match crate::negotiate::sent(&call.headers)? {
         crate::negotiate::Sent::Protobuf => crate::wire::decode(&call.body).map_err(ApiError::bad_request),
-        sent => crate::negotiate::parse_text(&call.body, sent == crate::negotiate::Sent::Yaml).map_err(ApiError::bad_request),
+        sent => crate::negotiate::parse_text(&call.body, sent == crate::negotiate::Sent::Yaml)
+            .map_err(ApiError::bad_request),
     }
 }
 
@@ -329,7 +340,8 @@ pub(crate) fn selector_text(selector: &Value) -> String {
     terms.extend(labels.into_iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())));
     for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
         let key = expression["key"].as_str().unwrap_or_default();
-        let mut values: Vec<&str> = expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let mut values: Vec<&str> =
+            expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         values.sort_unstable();
         let values = values.join(",");
         terms.push(match expression["operator"].as_str() {

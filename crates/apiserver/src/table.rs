@@ -62,10 +62,7 @@ fn fallback_columns() -> Vec<Column> {
         description: description.into(),
         priority: 0,
     };
-    vec![
-        column("Name", "string", "name", NAME),
-        column("Created At", "date", "", CREATED),
-    ]
+    vec![column("Name", "string", "name", NAME), column("Created At", "date", "", CREATED)]
 }
 
 /// Description of the column of the name.

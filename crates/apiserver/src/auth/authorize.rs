@@ -34,8 +34,15 @@ impl ApiServer {
         if self.allows(user, &asked) {
             return Ok(());
         }
-        let place = if namespace.is_empty() { "at the cluster scope".to_string() } else { format!("in the namespace \"{namespace}\"") };
-        let why = format!("User \"{}\" cannot {verb} resource \"{resource}\" in API group \"{}\" {place}", user.name, target.group);
+        let place = if namespace.is_empty() {
+            "at the cluster scope".to_string()
+        } else {
+            format!("in the namespace \"{namespace}\"")
+        };
+        let why = format!(
+            "User \"{}\" cannot {verb} resource \"{resource}\" in API group \"{}\" {place}",
+            user.name, target.group
+        );
         Err(forbidden(&target.group, &target.resource, name, &why))
     }
 
@@ -46,7 +53,8 @@ impl ApiServer {
         if self.allows(user, &asked) {
             return Ok(());
         }
-        let mut error = ApiError::new(403, "Forbidden", format!("forbidden: User \"{}\" cannot {verb} path \"{path}\"", user.name));
+        let mut error =
+            ApiError::new(403, "Forbidden", format!("forbidden: User \"{}\" cannot {verb} path \"{path}\"", user.name));
         error.details = Some(json!({}));
         Err(error)
     }
@@ -54,7 +62,8 @@ impl ApiServer {
     /// The user that the headers ask to act as.
     pub(crate) fn impersonate(&self, user: User, headers: &HeaderMap) -> ApiResult<User> {
         let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_string();
-        let mut wanted = User { name: headers.get("impersonate-user").map(text).unwrap_or_default(), ..User::default() };
+        let mut wanted =
+            User { name: headers.get("impersonate-user").map(text).unwrap_or_default(), ..User::default() };
         wanted.uid = headers.get("impersonate-uid").map(text).unwrap_or_default();
         wanted.groups = headers.get_all("impersonate-group").iter().map(text).collect();
         for (name, value) in headers {
@@ -67,15 +76,12 @@ impl ApiServer {
             if wanted == User::default() {
                 return Ok(user);
             }
-            return Err(ApiError::internal_error(
-                "requested [] without impersonating a user",
-            ));
+            return Err(ApiError::internal_error("requested [] without impersonating a user"));
         }
         self.may_impersonate(&user, &wanted)?;
-        if let Some((namespace, _)) = wanted.name.strip_prefix("system:serviceaccount:").and_then(|n| n.split_once(':')) {
-            if wanted.groups.is_empty() {
-                wanted.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
-            }
+        let account = wanted.name.strip_prefix("system:serviceaccount:").and_then(|n| n.split_once(':'));
+        if let (Some((namespace, _)), true) = (account, wanted.groups.is_empty()) {
+            wanted.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
         }
         let nobody = wanted.name == "system:anonymous" || wanted.groups.iter().any(|g| g == "system:unauthenticated");
         if !nobody && !wanted.groups.iter().any(|g| g == AUTHENTICATED) {
@@ -118,10 +124,15 @@ impl ApiServer {
                 path: None,
             };
             if !self.allows(user, &attributes) {
-                let place =
-                    if namespace.is_empty() { "at the cluster scope".to_string() } else { format!("in the namespace \"{namespace}\"") };
-                let why =
-                    format!("User \"{}\" cannot impersonate resource \"{shown}\" in API group \"{group}\" {place}", user.name);
+                let place = if namespace.is_empty() {
+                    "at the cluster scope".to_string()
+                } else {
+                    format!("in the namespace \"{namespace}\"")
+                };
+                let why = format!(
+                    "User \"{}\" cannot impersonate resource \"{shown}\" in API group \"{group}\" {place}",
+                    user.name
+                );
                 return Err(forbidden(group, resource, &name, &why));
             }
         }

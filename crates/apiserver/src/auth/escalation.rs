@@ -40,7 +40,8 @@ impl ApiServer {
                 object["rules"].as_array().cloned().unwrap_or_default()
             }
             "rolebindings" | "clusterrolebindings" => {
-                let unchanged = |old: &Value| old["roleRef"] == object["roleRef"] && old["subjects"] == object["subjects"];
+                let unchanged =
+                    |old: &Value| old["roleRef"] == object["roleRef"] && old["subjects"] == object["subjects"];
                 let reference = &object["roleRef"];
                 let role = reference["name"].as_str().unwrap_or_default();
                 let resource = if reference["kind"] == "ClusterRole" { "clusterroles" } else { "roles" };
@@ -118,7 +119,9 @@ fn covered(held: &[Value], rule: &Value) -> bool {
 fn join(rules: Vec<Value>) -> Vec<Value> {
     let mut joined: Vec<Value> = Vec::new();
     for rule in rules {
-        let same = |other: &&mut Value| ["apiGroups", "resources", "resourceNames", "nonResourceURLs"].iter().all(|f| other[*f] == rule[*f]);
+        let same = |other: &&mut Value| {
+            ["apiGroups", "resources", "resourceNames", "nonResourceURLs"].iter().all(|f| other[*f] == rule[*f])
+        };
         match joined.iter_mut().find(same) {
             Some(other) => {
                 let verb = rule["verbs"][0].clone();
@@ -135,9 +138,13 @@ fn join(rules: Vec<Value>) -> Vec<Value> {
 fn show(rule: &Value) -> String {
     let list = |field: &str| texts(rule, field).iter().map(|t| format!("\"{t}\"")).collect::<Vec<_>>().join(" ");
     let mut parts = Vec::new();
-    for (field, title) in [("nonResourceURLs", "NonResourceURLs"), ("apiGroups", "APIGroups"), ("resources", "Resources"),
-        ("resourceNames", "ResourceNames"), ("verbs", "Verbs")]
-    {
+    for (field, title) in [
+        ("nonResourceURLs", "NonResourceURLs"),
+        ("apiGroups", "APIGroups"),
+        ("resources", "Resources"),
+        ("resourceNames", "ResourceNames"),
+        ("verbs", "Verbs"),
+    ] {
         if rule[field].is_array() {
             parts.push(format!("{title}:[{}]", list(field)));
         }
@@ -156,9 +163,12 @@ mod tests {
         let missing: Vec<Value> = split(&rule).into_iter().filter(|one| !covered(&held, one)).collect();
         let mut shown: Vec<String> = join(missing).iter().map(show).collect();
         shown.sort();
-        assert_eq!(shown, [
-            "{APIGroups:[\"\"], Resources:[\"configmaps\"], Verbs:[\"delete\"]}",
-            "{APIGroups:[\"\"], Resources:[\"secrets\"], Verbs:[\"get\" \"delete\"]}",
-        ]);
+        assert_eq!(
+            shown,
+            [
+                "{APIGroups:[\"\"], Resources:[\"configmaps\"], Verbs:[\"delete\"]}",
+                "{APIGroups:[\"\"], Resources:[\"secrets\"], Verbs:[\"get\" \"delete\"]}",
+            ]
+        );
     }
 }

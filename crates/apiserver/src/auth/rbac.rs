@@ -39,11 +39,14 @@ impl ApiServer {
         let known = user.groups.iter().any(|group| group == AUTHENTICATED);
         if let Some(path) = &asked.path {
             let reads = matches!(asked.verb.as_str(), "get" | "head");
-            let fits = |pattern: &&str| path_matches(pattern, path);
-            if reads && (PUBLIC.iter().any(|p| fits(p)) || (known && DISCOVERY.iter().any(|p| fits(p)))) {
+            let fits = |pattern: &&'static str| path_matches(pattern, path);
+            if reads && (PUBLIC.iter().any(fits) || (known && DISCOVERY.iter().any(fits))) {
                 return true;
             }
-        } else if known && asked.verb == "create" && SELF_REVIEWS.contains(&(asked.group.as_str(), asked.resource.as_str())) {
+        } else if known
+            && asked.verb == "create"
+            && SELF_REVIEWS.contains(&(asked.group.as_str(), asked.resource.as_str()))
+        {
             return true;
         }
         self.rules_for(user, &asked.namespace).iter().any(|rule| rule_allows(rule, asked))
@@ -53,7 +56,9 @@ impl ApiServer {
     pub(crate) fn rules_for(&self, user: &User, namespace: &str) -> Vec<Value> {
         let mut rules = Vec::new();
         let rbac = "rbac.authorization.k8s.io";
-        for (_, entry) in self.store.table(&format!("{rbac}/clusterrolebindings")).list("", None, usize::MAX, |_| true).entries {
+        for (_, entry) in
+            self.store.table(&format!("{rbac}/clusterrolebindings")).list("", None, usize::MAX, |_| true).entries
+        {
             let binding = entry.record.value();
             if names_user(&binding, user, "") {
                 rules.extend(self.role_rules(&binding["roleRef"], "").unwrap_or_default());
@@ -61,7 +66,9 @@ impl ApiServer {
         }
         if !namespace.is_empty() {
             let prefix = format!("{namespace}/");
-            for (_, entry) in self.store.table(&format!("{rbac}/rolebindings")).list(&prefix, None, usize::MAX, |_| true).entries {
+            for (_, entry) in
+                self.store.table(&format!("{rbac}/rolebindings")).list(&prefix, None, usize::MAX, |_| true).entries
+            {
                 let binding = entry.record.value();
                 if names_user(&binding, user, namespace) {
                     rules.extend(self.role_rules(&binding["roleRef"], namespace).unwrap_or_default());
@@ -116,7 +123,9 @@ pub(crate) fn rule_allows(rule: &Value, asked: &Attributes) -> bool {
     let resource = rule["resources"].as_array().into_iter().flatten().filter_map(Value::as_str).any(|pattern| {
         pattern == "*"
             || pattern == asked.resource
-            || pattern.strip_prefix("*/").is_some_and(|sub| asked.resource.split_once('/').is_some_and(|(_, s)| s == sub))
+            || pattern
+                .strip_prefix("*/")
+                .is_some_and(|sub| asked.resource.split_once('/').is_some_and(|(_, s)| s == sub))
     });
     has(&rule["apiGroups"], &asked.group)
         && resource
@@ -143,8 +152,14 @@ mod tests {
     #[test]
     fn rules_allow_what_they_list() {
         let rule = json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "pods/log", "*/scale"]});
-        let rows = [("get", "pods", true), ("get", "pods/log", true), ("get", "pods/exec", false), ("list", "pods", false),
-            ("get", "x/scale", true), ("get", "secrets", false)];
+        let rows = [
+            ("get", "pods", true),
+            ("get", "pods/log", true),
+            ("get", "pods/exec", false),
+            ("list", "pods", false),
+            ("get", "x/scale", true),
+            ("get", "secrets", false),
+        ];
         for (verb, resource, allowed) in rows {
             assert_eq!(rule_allows(&rule, &asked(verb, resource, "")), allowed, "{verb} {resource}");
         }

@@ -50,8 +50,13 @@ impl ApiServer {
 
     fn token_review(&self, review: &mut Value) {
         let token = review["spec"]["token"].as_str().unwrap_or_default().to_string();
-        let asked: Vec<String> =
-            review["spec"]["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect();
+        let asked: Vec<String> = review["spec"]["audiences"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(str::to_string)
+            .collect();
         let audiences = if asked.is_empty() { vec![AUDIENCE.to_string()] } else { asked };
         if let Some(user) = self.admin_of_token(&token) {
             review["status"] = json!({"authenticated": true, "user": user_info(&user), "audiences": audiences});
@@ -81,7 +86,8 @@ impl ApiServer {
         } else {
             self.rules_for(user, namespace)
         };
-        let (paths, resources): (Vec<Value>, Vec<Value>) = rules.into_iter().partition(|rule| rule["nonResourceURLs"].is_array());
+        let (paths, resources): (Vec<Value>, Vec<Value>) =
+            rules.into_iter().partition(|rule| rule["nonResourceURLs"].is_array());
         json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
     }
 }

@@ -3,7 +3,9 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey};
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
+};
 use serde_json::{Value, json};
 
 use super::{AUTHENTICATED, User};
@@ -40,7 +42,8 @@ impl Signer {
 
     fn sign(&self, claims: &Value) -> Option<String> {
         let head = json!({"alg": "ES256", "kid": "colibri", "typ": "JWT"});
-        let text = format!("{}.{}", URL_SAFE_NO_PAD.encode(head.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
+        let text =
+            format!("{}.{}", URL_SAFE_NO_PAD.encode(head.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
         let signature = self.key.sign(&self.random, text.as_bytes()).ok()?;
         Some(format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref())))
     }
@@ -77,7 +80,8 @@ impl ApiServer {
         if claims["exp"].as_i64().is_none_or(|end| end <= now) {
             return Err(Refusal::Invalid);
         }
-        let own: Vec<String> = claims["aud"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect();
+        let own: Vec<String> =
+            claims["aud"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect();
         let shared: Vec<String> = audiences.iter().filter(|a| own.contains(a)).cloned().collect();
         if shared.is_empty() {
             return Err(Refusal::Audience(own));
@@ -94,7 +98,10 @@ impl ApiServer {
             return Err(Refusal::Invalid);
         }
         let mut extra = std::collections::BTreeMap::new();
-        extra.insert("authentication.kubernetes.io/credential-id".to_string(), vec![format!("JTI={}", text(&claims["jti"]))]);
+        extra.insert(
+            "authentication.kubernetes.io/credential-id".to_string(),
+            vec![format!("JTI={}", text(&claims["jti"]))],
+        );
         if bound["pod"].is_object() {
             let (pod, pod_uid) = (text(&bound["pod"]["name"]), text(&bound["pod"]["uid"]));
             if !lives("pods", &pod, &pod_uid) {
@@ -103,7 +110,8 @@ impl ApiServer {
             extra.insert("authentication.kubernetes.io/pod-name".into(), vec![pod]);
             extra.insert("authentication.kubernetes.io/pod-uid".into(), vec![pod_uid]);
         }
-        let groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}"), AUTHENTICATED.into()];
+        let groups =
+            vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}"), AUTHENTICATED.into()];
         Ok((User { name: format!("system:serviceaccount:{namespace}:{name}"), uid, groups, extra }, shared))
     }
 
@@ -117,15 +125,24 @@ impl ApiServer {
         let seconds = spec["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
         let mut faults = Vec::new();
         if seconds < SHORTEST_SECONDS {
-            faults.push(FieldError::invalid("spec.expirationSeconds", seconds, "may not specify a duration less than 10 minutes"));
+            faults.push(FieldError::invalid(
+                "spec.expirationSeconds",
+                seconds,
+                "may not specify a duration less than 10 minutes",
+            ));
         }
         if seconds > LONGEST_SECONDS {
-            faults.push(FieldError::invalid("spec.expirationSeconds", seconds, "may not specify a duration larger than 2^32 seconds"));
+            faults.push(FieldError::invalid(
+                "spec.expirationSeconds",
+                seconds,
+                "may not specify a duration larger than 2^32 seconds",
+            ));
         }
         if !faults.is_empty() {
             return Err(ApiError::invalid_kind("authentication.k8s.io", "TokenRequest", "", &faults));
         }
-        let audiences = spec["audiences"].as_array().filter(|a| !a.is_empty()).cloned().unwrap_or_else(|| vec![AUDIENCE.into()]);
+        let audiences =
+            spec["audiences"].as_array().filter(|a| !a.is_empty()).cloned().unwrap_or_else(|| vec![AUDIENCE.into()]);
         let namespace = &call.target.namespace;
         let mut bound = json!({
             "namespace": namespace,
@@ -133,20 +150,31 @@ impl ApiServer {
         });
         let reference = &spec["boundObjectRef"];
         if reference.is_object() {
-            let (kind, name) = (reference["kind"].as_str().unwrap_or_default(), reference["name"].as_str().unwrap_or_default());
+            let (kind, name) =
+                (reference["kind"].as_str().unwrap_or_default(), reference["name"].as_str().unwrap_or_default());
             let table = match kind {
                 "Pod" => "pods",
                 "Secret" => "secrets",
                 "Node" => "nodes",
-                other => return Err(ApiError::bad_request(format!("cannot bind token for serviceaccount to an object of kind {other}"))),
+                other => {
+                    return Err(ApiError::bad_request(format!(
+                        "cannot bind token for serviceaccount to an object of kind {other}"
+                    )));
+                }
             };
             let key = crate::object::key(table != "nodes", namespace, name);
             let entry = self.store.table(table).get(&key).ok_or_else(|| ApiError::not_found_in("", table, name))?;
             let uid = meta(&entry.record.value(), "uid").to_string();
             let asked = reference["uid"].as_str().unwrap_or_default();
             if !asked.is_empty() && asked != uid {
-                let why = format!("the UID in the bound object reference ({asked}) does not match the UID in record. The object might have been deleted and then recreated");
-                return Err(ApiError::new(409, "Conflict", format!("Operation cannot be fulfilled on {table} \"{name}\": {why}")));
+                let why = format!(
+                    "the UID in the bound object reference ({asked}) does not match the UID in record. The object might have been deleted and then recreated"
+                );
+                return Err(ApiError::new(
+                    409,
+                    "Conflict",
+                    format!("Operation cannot be fulfilled on {table} \"{name}\": {why}"),
+                ));
             }
             bound[kind.to_lowercase()] = json!({"name": name, "uid": uid});
         }
@@ -157,7 +185,8 @@ impl ApiServer {
             "iat": now.as_second(), "nbf": now.as_second(), "exp": end.as_second(), "jti": uuid::Uuid::new_v4().to_string(),
             "kubernetes.io": bound,
         });
-        let token = self.signer.sign(&claims).ok_or_else(|| ApiError::internal_error("the token could not be signed"))?;
+        let token =
+            self.signer.sign(&claims).ok_or_else(|| ApiError::internal_error("the token could not be signed"))?;
         spec["audiences"] = audiences.into();
         spec["expirationSeconds"] = seconds.into();
         if !spec["boundObjectRef"].is_object() {

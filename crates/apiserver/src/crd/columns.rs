@@ -61,11 +61,25 @@ fn cell(object: &Value, path: &str, type_: &str, now: Timestamp) -> Value {
             None => "<invalid>".into(),
         },
         "integer" => match first {
-            Value::Number(n) => n.as_i64().map_or_else(|| n.as_f64().map_or(Value::Null, |f| (f as i64).into()), Into::into),
+            Value::Number(n) => {
+                n.as_i64().map_or_else(|| n.as_f64().map_or(Value::Null, |f| (f as i64).into()), Into::into)
+            }
             _ => Value::Null,
         },
-        "number" => if first.is_number() { (*first).clone() } else { Value::Null },
-        "boolean" => if first.is_boolean() { (*first).clone() } else { Value::Null },
+        "number" => {
+            if first.is_number() {
+                (*first).clone()
+            } else {
+                Value::Null
+            }
+        }
+        "boolean" => {
+            if first.is_boolean() {
+                (*first).clone()
+            } else {
+                Value::Null
+            }
+        }
         _ => {
             let shown: Vec<String> = found.iter().map(|value| plain(value)).collect();
             shown.join(" ").into()
@@ -228,8 +242,18 @@ mod tests {
     #[test]
     fn ages_print_as_kubectl_prints_them() {
         let at = |seconds: i64| Timestamp::from_second(seconds).unwrap();
-        let rows = [(5, "5s"), (119, "119s"), (125, "2m5s"), (600, "10m"), (3600 * 3, "3h"), (3600 * 7 + 60, "7h1m"),
-            (3600 * 30, "30h"), (3600 * 50, "2d2h"), (86400 * 9, "9d"), (86400 * 800, "2y70d")];
+        let rows = [
+            (5, "5s"),
+            (119, "119s"),
+            (125, "2m5s"),
+            (600, "10m"),
+            (3600 * 3, "3h"),
+            (3600 * 7 + 60, "7h1m"),
+            (3600 * 30, "30h"),
+            (3600 * 50, "2d2h"),
+            (86400 * 9, "9d"),
+            (86400 * 800, "2y70d"),
+        ];
         for (seconds, expected) in rows {
             assert_eq!(age(at(seconds), at(0)), expected);
         }

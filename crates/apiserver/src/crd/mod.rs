@@ -93,10 +93,11 @@ fn names_conflict(crd: &Value, registry: &Registry) -> Option<(&'static str, Str
     let group = crd["spec"]["group"].as_str().unwrap_or_default();
     let names = &crd["spec"]["names"];
     let all = registry.all();
-    let others: Vec<&Served> =
-        all.values().filter(|s| s.def.group == group && s.crd.as_deref() != Some(own)).collect();
+    let others: Vec<&Served> = all.values().filter(|s| s.def.group == group && s.crd.as_deref() != Some(own)).collect();
     let taken = |name: &str| {
-        others.iter().any(|s| s.def.plural == name || s.def.singular == name || s.def.short_names.iter().any(|n| n == name))
+        others
+            .iter()
+            .any(|s| s.def.plural == name || s.def.singular == name || s.def.short_names.iter().any(|n| n == name))
     };
     let text = |field: &str| names[field].as_str().unwrap_or_default().to_string();
     let in_use = |name: &str| format!("{} is already in use", crate::quote::quoted(name));
@@ -185,7 +186,9 @@ fn definition(crd: &Value, version: &Value) -> ResourceDef {
         short_names: texts(&names["shortNames"]),
         categories: texts(&names["categories"]),
         namespaced: spec["scope"] == "Namespaced",
-        verbs: ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"].map(Text::from).to_vec(),
+        verbs: ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"]
+            .map(Text::from)
+            .to_vec(),
         subresources,
         scale,
         generation: true,

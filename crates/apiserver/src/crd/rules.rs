@@ -44,7 +44,9 @@ impl Strategy for CustomRules {
     }
 
     fn prepare_create(&self, object: &mut Value) {
-        if self.status && let Some(map) = object.as_object_mut() {
+        if self.status
+            && let Some(map) = object.as_object_mut()
+        {
             map.remove("status");
         }
     }

@@ -73,7 +73,8 @@ impl Schema {
     pub fn compile(value: &Value) -> Self {
         let number = |field: &str| value[field].as_u64();
         let flag = |field: &str| value[field] == true;
-        let many = |field: &str| -> Vec<Schema> { value[field].as_array().into_iter().flatten().map(Self::compile).collect() };
+        let many =
+            |field: &str| -> Vec<Schema> { value[field].as_array().into_iter().flatten().map(Self::compile).collect() };
         let texts = |field: &str| -> Vec<String> {
             value[field].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect()
         };
@@ -100,7 +101,12 @@ impl Schema {
             type_: value["type"].as_str().filter(|t| !t.is_empty()).map(str::to_string),
             nullable: flag("nullable"),
             format: value["format"].as_str().map(str::to_string),
-            properties: value["properties"].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), Self::compile(v))).collect(),
+            properties: value["properties"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(k, v)| (k.clone(), Self::compile(v)))
+                .collect(),
             additional,
             items: value["items"].is_object().then(|| Box::new(Self::compile(&value["items"]))),
             required: texts("required"),
@@ -182,7 +188,10 @@ impl Schema {
                 if let Additional::Schema(schema) = &self.additional {
                     let names = map.iter_mut().filter(|(name, _)| !self.properties.contains_key(*name));
                     for (_, value) in names {
-                        if value.is_null() && !schema.nullable && let Some(default) = &schema.default {
+                        if value.is_null()
+                            && !schema.nullable
+                            && let Some(default) = &schema.default
+                        {
                             *value = default.clone();
                         }
                         schema.default(value);
@@ -192,7 +201,10 @@ impl Schema {
             Value::Array(list) => {
                 if let Some(items) = &self.items {
                     for item in list {
-                        if item.is_null() && !items.nullable && let Some(default) = &items.default {
+                        if item.is_null()
+                            && !items.nullable
+                            && let Some(default) = &items.default
+                        {
                             *item = default.clone();
                         }
                         items.default(item);
@@ -321,7 +333,9 @@ impl Schema {
         }
         let wanted = self.type_.as_deref()?;
         let fits = match wanted {
-            "integer" => value.as_i64().is_some() || value.as_u64().is_some() || value.as_f64().is_some_and(|f| f.fract() == 0.0),
+            "integer" => {
+                value.as_i64().is_some() || value.as_u64().is_some() || value.as_f64().is_some_and(|f| f.fract() == 0.0)
+            }
             "number" => value.is_number(),
             other => found == other,
         };
@@ -332,14 +346,18 @@ impl Schema {
     fn validate_value(&self, value: &Value, path: &str, faults: &mut Vec<FieldError>) {
         let here = shown_path(path);
         if !self.enumeration.is_empty() && !self.enumeration.contains(value) {
-            let supported: Vec<String> = self.enumeration.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_string)).collect();
+            let supported: Vec<String> =
+                self.enumeration.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_string)).collect();
             let supported: Vec<&str> = supported.iter().map(String::as_str).collect();
             faults.push(FieldError::not_supported(path, value.clone(), &supported));
         }
         if let Some(text) = value.as_str() {
             let length = text.chars().count() as u64;
             if let Some(max) = self.max_length.filter(|max| length > *max) {
-                faults.push(FieldError { detail: format!("may not be more than {max} bytes"), ..FieldError::too_long(path, 0) });
+                faults.push(FieldError {
+                    detail: format!("may not be more than {max} bytes"),
+                    ..FieldError::too_long(path, 0)
+                });
             }
             if let Some(min) = self.min_length.filter(|min| length < *min) {
                 let why = format!("{here} in body should be at least {min} chars long");
@@ -380,7 +398,11 @@ impl Schema {
         if let Some(factor) = &self.multiple_of {
             let quotient = number / as_f64(factor);
             if (quotient - quotient.round()).abs() > 1e-9 {
-                faults.push(FieldError::invalid(path, value.clone(), format!("{here} in body should be a multiple of {factor}")));
+                faults.push(FieldError::invalid(
+                    path,
+                    value.clone(),
+                    format!("{here} in body should be a multiple of {factor}"),
+                ));
             }
         }
         if let Some(format) = self.format.as_deref() {
@@ -475,20 +497,32 @@ impl Schema {
             let found = holds(schema);
             if !found.is_empty() {
                 faults.extend(found);
-                faults.push(FieldError::invalid(path, shown_value(value, path), format!("{here} in body must validate all the schemas (allOf)")));
+                faults.push(FieldError::invalid(
+                    path,
+                    shown_value(value, path),
+                    format!("{here} in body must validate all the schemas (allOf)"),
+                ));
             }
         }
         if !self.any_of.is_empty() {
             let all: Vec<Vec<FieldError>> = self.any_of.iter().map(holds).collect();
             if !all.iter().any(Vec::is_empty) {
-                faults.push(FieldError::invalid(path, shown_value(value, path), format!("{here} in body must validate at least one schema (anyOf)")));
+                faults.push(FieldError::invalid(
+                    path,
+                    shown_value(value, path),
+                    format!("{here} in body must validate at least one schema (anyOf)"),
+                ));
                 faults.extend(all.into_iter().next().unwrap_or_default());
             }
         }
         if !self.one_of.is_empty() {
             let matching = self.one_of.iter().filter(|schema| holds(schema).is_empty()).count();
             if matching != 1 {
-                let found = if matching == 0 { "Found none valid".to_string() } else { format!("Found {matching} valid alternatives") };
+                let found = if matching == 0 {
+                    "Found none valid".to_string()
+                } else {
+                    format!("Found {matching} valid alternatives")
+                };
                 let why = format!("{here} in body must validate one and only one schema (oneOf). {found}");
                 faults.push(FieldError::invalid(path, shown_value(value, path), why));
             }
@@ -573,7 +607,8 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_found_and_pruned() {
-        let mut object = json!({"kind": "X", "metadata": {"any": 1}, "spec": {"name": "ab", "x": 1, "free": {"y": 1}}, "z": 2});
+        let mut object =
+            json!({"kind": "X", "metadata": {"any": 1}, "spec": {"name": "ab", "x": 1, "free": {"y": 1}}, "z": 2});
         assert_eq!(schema().unknown_root(&object), ["spec.x", "z"]);
         schema().prune_root(&mut object);
         assert_eq!(object, json!({"kind": "X", "metadata": {"any": 1}, "spec": {"name": "ab", "free": {"y": 1}}}));
@@ -593,11 +628,26 @@ mod tests {
     fn faults_have_the_reference_texts() {
         let rows = [
             (json!({"spec": {}}), "spec.name: Required value"),
-            (json!({"spec": {"name": 5}}), "spec.name: Invalid value: \"integer\": spec.name in body must be of type string: \"integer\""),
-            (json!({"spec": {"name": "a"}}), "spec.name: Invalid value: \"a\": spec.name in body should be at least 2 chars long"),
-            (json!({"spec": {"name": "ABC"}}), "spec.name: Invalid value: \"ABC\": spec.name in body should match '^[a-z]+$'"),
-            (json!({"spec": {"name": "ab", "size": 0}}), "spec.size: Invalid value: 0: spec.size in body should be greater than or equal to 1"),
-            (json!({"spec": {"name": "ab", "mode": "C"}}), "spec.mode: Unsupported value: \"C\": supported values: \"A\", \"B\""),
+            (
+                json!({"spec": {"name": 5}}),
+                "spec.name: Invalid value: \"integer\": spec.name in body must be of type string: \"integer\"",
+            ),
+            (
+                json!({"spec": {"name": "a"}}),
+                "spec.name: Invalid value: \"a\": spec.name in body should be at least 2 chars long",
+            ),
+            (
+                json!({"spec": {"name": "ABC"}}),
+                "spec.name: Invalid value: \"ABC\": spec.name in body should match '^[a-z]+$'",
+            ),
+            (
+                json!({"spec": {"name": "ab", "size": 0}}),
+                "spec.size: Invalid value: 0: spec.size in body should be greater than or equal to 1",
+            ),
+            (
+                json!({"spec": {"name": "ab", "mode": "C"}}),
+                "spec.mode: Unsupported value: \"C\": supported values: \"A\", \"B\"",
+            ),
             (json!({"spec": {"name": "ab", "tags": ["x", "x"]}}), "spec.tags[1]: Duplicate value: \"x\""),
         ];
         for (object, expected) in rows {

@@ -39,7 +39,10 @@ impl FieldSet {
         let mut map = Map::new();
         for (step, node) in &self.children {
             let mut below = node.below.to_json();
-            if node.member && !node.below.is_empty() && let Some(below) = below.as_object_mut() {
+            if node.member
+                && !node.below.is_empty()
+                && let Some(below) = below.as_object_mut()
+            {
                 below.insert(".".into(), Value::Object(Map::new()));
             }
             map.insert(step.clone(), below);
@@ -60,6 +63,7 @@ impl FieldSet {
     }
 
     /// Whether the path itself is in it.
+    #[cfg(test)]
     pub(crate) fn has(&self, path: &[String]) -> bool {
         let Some((first, rest)) = path.split_first() else { return false };
         self.children.get(first).is_some_and(|node| if rest.is_empty() { node.member } else { node.below.has(rest) })
@@ -141,7 +145,8 @@ pub(crate) fn shown(path: &[String]) -> String {
             Some(("f", name)) => format!(".{name}"),
             Some(("k", keys)) => {
                 let keys: Value = serde_json::from_str(keys).unwrap_or_default();
-                let pairs: Vec<String> = keys.as_object().into_iter().flatten().map(|(k, v)| format!("{k}={v}")).collect();
+                let pairs: Vec<String> =
+                    keys.as_object().into_iter().flatten().map(|(k, v)| format!("{k}={v}")).collect();
                 format!("[{}]", pairs.join(","))
             }
             Some(("v", value)) => format!("[={value}]"),
@@ -196,7 +201,9 @@ impl Rules<'_> {
         match names {
             [] | ["metadata"] => true,
             ["spec" | "status"] => self.built_in,
-            [.., "template"] | [.., "template", "metadata" | "spec"] | [.., "strategy" | "updateStrategy" | "resources"] => self.built_in,
+            [.., "template"]
+            | [.., "template", "metadata" | "spec"]
+            | [.., "strategy" | "updateStrategy" | "resources"] => self.built_in,
             _ => false,
         }
     }
@@ -208,7 +215,14 @@ impl Rules<'_> {
         set
     }
 
-    fn collect<'v>(&self, value: &'v Value, names: &mut Vec<&'v str>, path: &mut Vec<String>, frames: bool, set: &mut FieldSet) {
+    fn collect<'v>(
+        &self,
+        value: &'v Value,
+        names: &mut Vec<&'v str>,
+        path: &mut Vec<String>,
+        frames: bool,
+        set: &mut FieldSet,
+    ) {
         let shape = self.shape(names, value);
         match shape {
             Shape::Map(map) if !map.is_empty() => {
@@ -424,10 +438,13 @@ mod tests {
         let old = json!({"spec": {"items": [{"name": "a", "v": 1}], "l": [1]}});
         let new = json!({"spec": {"items": [{"name": "a", "v": 2}, {"name": "b"}], "x": {"y": 1}}});
         let (set, removed) = with(|rules| rules.compare(&old, &new));
-        assert_eq!(set.to_json(), json!({"f:spec": {
-            "f:items": {"k:{\"name\":\"a\"}": {"f:v": {}}, "k:{\"name\":\"b\"}": {".": {}, "f:name": {}}},
-            "f:x": {".": {}, "f:y": {}},
-        }}));
+        assert_eq!(
+            set.to_json(),
+            json!({"f:spec": {
+                "f:items": {"k:{\"name\":\"a\"}": {"f:v": {}}, "k:{\"name\":\"b\"}": {".": {}, "f:name": {}}},
+                "f:x": {".": {}, "f:y": {}},
+            }})
+        );
         assert_eq!(removed.to_json(), json!({"f:spec": {"f:l": {}}}));
     }
 

@@ -76,7 +76,13 @@ impl Entry {
 }
 
 fn entries(object: &Value) -> Vec<Entry> {
-    object.pointer("/metadata/managedFields").and_then(Value::as_array).into_iter().flatten().map(Entry::parse).collect()
+    object
+        .pointer("/metadata/managedFields")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .map(Entry::parse)
+        .collect()
 }
 
 fn set_entries(object: &mut Value, mut entries: Vec<Entry>) {
@@ -186,17 +192,27 @@ impl ApiServer {
         }
         let mut causes = Vec::new();
         let mut by_manager: Vec<(String, Vec<String>)> = Vec::new();
-        for entry in all.iter().filter(|entry| !(entry.manager == own.manager && entry.operation == "Apply" && entry.is(own))) {
+        for entry in
+            all.iter().filter(|entry| !(entry.manager == own.manager && entry.operation == "Apply" && entry.is(own)))
+        {
             let both = entry.fields.intersection(set);
             let mut paths: Vec<String> = both.paths().iter().map(|path| shown(path)).collect();
             paths.sort();
             if paths.is_empty() {
                 continue;
             }
-            let subresource =
-                if entry.subresource.is_empty() { String::new() } else { format!(" with subresource \"{}\"", entry.subresource) };
-            let at = if entry.operation == "Update" && !entry.time.is_empty() { format!(" at {}", entry.time) } else { String::new() };
-            let manager = format!("{}{subresource} using {}{at}", crate::quote::quoted(&entry.manager), entry.api_version);
+            let subresource = if entry.subresource.is_empty() {
+                String::new()
+            } else {
+                format!(" with subresource \"{}\"", entry.subresource)
+            };
+            let at = if entry.operation == "Update" && !entry.time.is_empty() {
+                format!(" at {}", entry.time)
+            } else {
+                String::new()
+            };
+            let manager =
+                format!("{}{subresource} using {}{at}", crate::quote::quoted(&entry.manager), entry.api_version);
             for path in &paths {
                 causes.push(json!({"reason": "FieldManagerConflict", "message": format!("conflict with {manager}"), "field": path}));
             }
@@ -288,12 +304,25 @@ impl ApiServer {
     /// An applied configuration names only fields that the kind knows.
     fn check_declared(&self, call: &Call, config: &Value) -> ApiResult<()> {
         let def = &call.served.def;
-        let unknown: Vec<String> = def.strategy.unknown_fields(config).iter().map(|path| format!(".{path}: field not declared in schema")).collect();
+        let unknown: Vec<String> = def
+            .strategy
+            .unknown_fields(config)
+            .iter()
+            .map(|path| format!(".{path}: field not declared in schema"))
+            .collect();
         if unknown.is_empty() {
             return Ok(());
         }
-        let listed = if unknown.len() == 1 { unknown[0].clone() } else { format!("errors:\n  {}", unknown.join("\n  ")) };
-        let place = format!("{}/{}; {}/{}, Kind={}", meta(config, "namespace"), meta(config, "name"), def.group, def.version, def.kind);
+        let listed =
+            if unknown.len() == 1 { unknown[0].clone() } else { format!("errors:\n  {}", unknown.join("\n  ")) };
+        let place = format!(
+            "{}/{}; {}/{}, Kind={}",
+            meta(config, "namespace"),
+            meta(config, "name"),
+            def.group,
+            def.version,
+            def.kind
+        );
         Err(ApiError::internal(format!("failed to create typed patch object ({place}): {listed}")))
     }
 }
@@ -315,12 +344,16 @@ fn check_config(call: &Call, config: &Value) -> ApiResult<()> {
         );
         return Err(ApiError::bad_request(message));
     }
-    if config.pointer("/metadata/managedFields").is_some_and(|m| !m.is_null() && m.as_array().is_none_or(|l| !l.is_empty())) {
+    if config
+        .pointer("/metadata/managedFields")
+        .is_some_and(|m| !m.is_null() && m.as_array().is_none_or(|l| !l.is_empty()))
+    {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
     let name = meta(config, "name");
     if !name.is_empty() && name != call.target.name {
-        let message = format!("the name of the object ({name}) does not match the name on the URL ({})", call.target.name);
+        let message =
+            format!("the name of the object ({name}) does not match the name on the URL ({})", call.target.name);
         return Err(ApiError::bad_request(message));
     }
     let namespace = meta(config, "namespace");

@@ -86,7 +86,9 @@ pub fn parse(kind: PatchKind, body: &[u8]) -> ApiResult<Patch> {
                 .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
             if !value.is_object() {
                 let found = crate::meta::go_type(&value);
-                let message = format!("error decoding patch: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}");
+                let message = format!(
+                    "error decoding patch: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}"
+                );
                 return Err(ApiError::bad_request(message));
             }
             Ok(if kind == PatchKind::Strategic { Patch::Strategic(value) } else { Patch::Merge(value) })
@@ -103,7 +105,9 @@ impl Patch {
     pub fn apply(&self, old: &Value, strategy: &dyn Strategy) -> ApiResult<Value> {
         let mut new = old.clone();
         match self {
-            Self::Json(patch) => json_patch::patch(&mut new, patch).map_err(|error| unprocessable(&error.to_string()))?,
+            Self::Json(patch) => {
+                json_patch::patch(&mut new, patch).map_err(|error| unprocessable(&error.to_string()))?
+            }
             Self::Merge(patch) => merge(&mut new, patch),
             Self::Strategic(patch) => strategic::apply(&mut new, patch, strategy, &mut Vec::new())?,
         }

@@ -14,7 +14,12 @@ const ORDER: &str = "$setElementOrder/";
 const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList/";
 
 /// Applies `patch` to `target`, which is the value at `path`.
-pub(super) fn apply(target: &mut Value, patch: &Value, strategy: &dyn Strategy, path: &mut Vec<String>) -> ApiResult<()> {
+pub(super) fn apply(
+    target: &mut Value,
+    patch: &Value,
+    strategy: &dyn Strategy,
+    path: &mut Vec<String>,
+) -> ApiResult<()> {
     let Some(fields) = patch.as_object() else {
         *target = patch.clone();
         return Ok(());
@@ -96,7 +101,9 @@ fn rule(strategy: &dyn Strategy, path: &[String]) -> Option<crate::resource::Pat
         ["metadata", "ownerReferences"] => {
             return Some(crate::resource::PatchMerge { key: Some("uid".into()), merge: true, retain_keys: false });
         }
-        ["metadata", "finalizers"] => return Some(crate::resource::PatchMerge { key: None, merge: true, retain_keys: false }),
+        ["metadata", "finalizers"] => {
+            return Some(crate::resource::PatchMerge { key: None, merge: true, retain_keys: false });
+        }
         _ => {}
     }
     strategy.patch_merge(&names)
@@ -169,8 +176,12 @@ fn reorder(list: &mut Vec<Value>, order: &[Value], merge_key: Option<&str>) {
     ranked.sort_by_key(rank);
     let mut ranked = ranked.into_iter().peekable();
     // An unranked item goes before the first ranked one that stood behind it.
-    let unranked: Vec<(usize, Value)> =
-        before.iter().enumerate().filter(|(_, item)| rank(item).is_none()).map(|(at, item)| (at, item.clone())).collect();
+    let unranked: Vec<(usize, Value)> = before
+        .iter()
+        .enumerate()
+        .filter(|(_, item)| rank(item).is_none())
+        .map(|(at, item)| (at, item.clone()))
+        .collect();
     let position = |item: &Value| before.iter().position(|b| id(b) == id(item)).unwrap_or(usize::MAX);
     let mut unranked = unranked.into_iter().peekable();
     while ranked.peek().is_some() || unranked.peek().is_some() {
@@ -216,14 +227,26 @@ mod tests {
     #[test]
     fn lists_merge_by_key_or_are_replaced() {
         let old = json!({"items": [{"name": "a", "x": 1}, {"name": "b"}], "other": [1], "set": ["p"]});
-        check(old.clone(), json!({"items": [{"name": "a", "y": 2}, {"name": "c"}]}),
-            json!({"items": [{"name": "a", "x": 1, "y": 2}, {"name": "b"}, {"name": "c"}], "other": [1], "set": ["p"]}));
-        check(old.clone(), json!({"items": [{"name": "a", "$patch": "delete"}], "other": [2]}),
-            json!({"items": [{"name": "b"}], "other": [2], "set": ["p"]}));
-        check(old.clone(), json!({"items": [{"$patch": "replace"}, {"name": "z"}], "set": ["q"]}),
-            json!({"items": [{"name": "z"}], "other": [1], "set": ["p", "q"]}));
-        check(old, json!({"$deleteFromPrimitiveList/set": ["p"]}),
-            json!({"items": [{"name": "a", "x": 1}, {"name": "b"}], "other": [1], "set": []}));
+        check(
+            old.clone(),
+            json!({"items": [{"name": "a", "y": 2}, {"name": "c"}]}),
+            json!({"items": [{"name": "a", "x": 1, "y": 2}, {"name": "b"}, {"name": "c"}], "other": [1], "set": ["p"]}),
+        );
+        check(
+            old.clone(),
+            json!({"items": [{"name": "a", "$patch": "delete"}], "other": [2]}),
+            json!({"items": [{"name": "b"}], "other": [2], "set": ["p"]}),
+        );
+        check(
+            old.clone(),
+            json!({"items": [{"$patch": "replace"}, {"name": "z"}], "set": ["q"]}),
+            json!({"items": [{"name": "z"}], "other": [1], "set": ["p", "q"]}),
+        );
+        check(
+            old,
+            json!({"$deleteFromPrimitiveList/set": ["p"]}),
+            json!({"items": [{"name": "a", "x": 1}, {"name": "b"}], "other": [1], "set": []}),
+        );
     }
 
     #[test]

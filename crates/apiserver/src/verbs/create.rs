@@ -26,7 +26,12 @@ impl ApiServer {
     }
 
     /// Creates an object that was decoded.
-    pub(crate) async fn create_object(&self, call: &Call, mut value: Value, dry_run: bool) -> ApiResult<std::sync::Arc<Object>> {
+    pub(crate) async fn create_object(
+        &self,
+        call: &Call,
+        mut value: Value,
+        dry_run: bool,
+    ) -> ApiResult<std::sync::Arc<Object>> {
         let def = &call.served.def;
         place(call, &mut value)?;
         let generated = meta(&value, "name").is_empty() && !meta(&value, "generateName").is_empty();

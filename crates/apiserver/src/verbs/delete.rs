@@ -76,7 +76,11 @@ impl DeleteOptions {
         let kind = value["kind"].as_str().unwrap_or("DeleteOptions");
         if kind != "DeleteOptions" {
             let version = value["apiVersion"].as_str().unwrap_or_default();
-            let message = format!("no kind {} is registered for version {} in scheme", crate::quote::quoted(kind), crate::quote::quoted(version));
+            let message = format!(
+                "no kind {} is registered for version {} in scheme",
+                crate::quote::quoted(kind),
+                crate::quote::quoted(version)
+            );
             return Err(ApiError::bad_request(message));
         }
         let dry_run: Vec<&str> = value["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -106,7 +110,9 @@ impl ApiServer {
         let deleted = self.delete_object(call, &call.target.name, &options).await?;
         match deleted {
             Deleted::Waiting(object) => self.respond(call, StatusCode::OK, &object),
-            Deleted::Gone(object) if self.shows_deleted(&call.served.def) => self.respond(call, StatusCode::OK, &object),
+            Deleted::Gone(object) if self.shows_deleted(&call.served.def) => {
+                self.respond(call, StatusCode::OK, &object)
+            }
             Deleted::Gone(object) => {
                 let value = object.value();
                 Ok(respond_value(call, StatusCode::OK, &success(call, &call.target.name, meta(&value, "uid"))))
@@ -173,7 +179,11 @@ impl ApiServer {
         }
         let action = if waits { Action::Put(encoder(stored)) } else { Action::Delete(encoder(stored)) };
         let table = self.table(&call.served);
-        match self.store.write(&table, key, Expect::Revision(entry.revision), action, self.class(&call.served, "")).await {
+        match self
+            .store
+            .write(&table, key, Expect::Revision(entry.revision), action, self.class(&call.served, ""))
+            .await
+        {
             Ok(written) if waits => {
                 self.after_write(&call.served, &written.record).await;
                 Ok(Deleted::Waiting(written.record))

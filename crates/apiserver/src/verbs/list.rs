@@ -70,7 +70,8 @@ impl ApiServer {
         let asked = call.query.get("resourceVersion");
         check_options(call)?;
         let table = self.table(&call.served);
-        let prefix = if call.target.namespace.is_empty() { String::new() } else { format!("{}/", call.target.namespace) };
+        let prefix =
+            if call.target.namespace.is_empty() { String::new() } else { format!("{}/", call.target.namespace) };
         // Selectors see the key only through the object; its key is rebuilt where they need it.
         let namespaced = call.served.def.namespaced;
         let keep = |object: &Object| filter.is_empty() || filter.matches(call, &key_of(object, namespaced), object);
@@ -92,9 +93,9 @@ impl ApiServer {
         let snapshot = match (asked, call.query.get("resourceVersionMatch")) {
             (Some(revision), "Exact") => {
                 self.reached(revision)?;
-                table.list_at(revision, &prefix, None, limit, keep).map_err(|_| {
-                    ApiError::expired("The resourceVersion for the provided list is too old.")
-                })?
+                table
+                    .list_at(revision, &prefix, None, limit, keep)
+                    .map_err(|_| ApiError::expired("The resourceVersion for the provided list is too old."))?
             }
             (asked, _) => {
                 if let Some(revision) = asked {

@@ -9,8 +9,8 @@ mod update;
 mod watch;
 
 pub(crate) use delete::DeleteOptions;
-pub(crate) use update::Style;
 pub(crate) use render::{partial, respond_value};
+pub(crate) use update::Style;
 
 use std::sync::Arc;
 
@@ -80,7 +80,7 @@ impl Call {
         }
         if let Some(bad) = manager.chars().find(|c| c.is_control()) {
             let index = manager.find(bad).unwrap_or(0);
-            let why = format!("invalid character {} (at position {index})", format!("U+{:04X}", bad as u32));
+            let why = format!("invalid character U+{:04X} (at position {index})", bad as u32);
             faults.push(FieldError::invalid("fieldManager", manager, why));
         }
         let validation = self.query.get("fieldValidation");
@@ -134,8 +134,9 @@ impl ApiServer {
     /// The object that a body holds, checked to be of the request's kind; reports unknown fields.
     pub(crate) fn decode(&self, call: &Call) -> ApiResult<Value> {
         let def = &call.served.def;
-        let unrecognised =
-            |why: String| ApiError::bad_request(format!("the object provided is unrecognized (must be of type {}): {why}", def.kind));
+        let unrecognised = |why: String| {
+            ApiError::bad_request(format!("the object provided is unrecognized (must be of type {}): {why}", def.kind))
+        };
         let mut value = match crate::negotiate::sent(&call.headers)? {
             Sent::Json => crate::negotiate::parse_text(&call.body, false).map_err(unrecognised)?,
             Sent::Yaml => crate::negotiate::parse_text(&call.body, true).map_err(unrecognised)?,
@@ -149,7 +150,10 @@ impl ApiServer {
             value = Value::Object(serde_json::Map::new());
         }
         if !value.is_object() {
-            let why = format!("couldn't get version/kind; json parse error: json: cannot unmarshal {}", crate::meta::go_type(&value));
+            let why = format!(
+                "couldn't get version/kind; json parse error: json: cannot unmarshal {}",
+                crate::meta::go_type(&value)
+            );
             return Err(unrecognised(why));
         }
         self.check_kind(call, &mut value)?;
@@ -175,7 +179,9 @@ impl ApiServer {
             }
             if kind != def.kind || api_version != expected {
                 let message = if kind == def.kind && api_version.split('/').next() == Some(&*def.group) {
-                    format!("the API version in the data ({api_version}) does not match the expected API version ({expected})")
+                    format!(
+                        "the API version in the data ({api_version}) does not match the expected API version ({expected})"
+                    )
                 } else {
                     format!(
                         "{kind} in version \"{}\" cannot be handled as a {}: the API version in the data ({api_version}) does not match the expected API version ({expected})",
@@ -200,10 +206,22 @@ impl ApiServer {
             let (group, version) = sent_version.split_once('/').unwrap_or(("", &sent_version));
             let known = self.registry.by_kind(group, version, &sent_kind).is_some_and(|s| s.crd.is_none());
             let why = if known {
-                let internal = |group: &str| if group.is_empty() { "core".to_string() } else { group.split('.').next().unwrap_or_default().to_string() };
-                format!("converting ({version}.{sent_kind}) to ({}.{}): unknown conversion", internal(&def.group), def.kind)
+                let internal = |group: &str| {
+                    if group.is_empty() {
+                        "core".to_string()
+                    } else {
+                        group.split('.').next().unwrap_or_default().to_string()
+                    }
+                };
+                format!(
+                    "converting ({version}.{sent_kind}) to ({}.{}): unknown conversion",
+                    internal(&def.group),
+                    def.kind
+                )
             } else {
-                format!("no kind \"{sent_kind}\" is registered for version \"{sent_version}\" in scheme \"pkg/api/legacyscheme/scheme.go:30\"")
+                format!(
+                    "no kind \"{sent_kind}\" is registered for version \"{sent_version}\" in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+                )
             };
             let message = format!("{sent_kind} in version \"{version}\" cannot be handled as a {}: {why}", def.kind);
             return Err(ApiError::bad_request(message));
@@ -220,7 +238,10 @@ impl ApiServer {
             drop_nulls(value);
         }
         let handled = |why: String| {
-            ApiError::bad_request(format!("{} in version \"{}\" cannot be handled as a {}: {why}", def.kind, def.version, def.kind))
+            ApiError::bad_request(format!(
+                "{} in version \"{}\" cannot be handled as a {}: {why}",
+                def.kind, def.version, def.kind
+            ))
         };
         def.strategy.check_types(value).map_err(handled)?;
         let mut unknown = crate::meta::normalise(value, &def.kind, &def.version)?;

@@ -81,7 +81,9 @@ impl ApiServer {
                 let items: Vec<Value> = objects.map(|object| partial(&self.view(&call.served, object))).collect();
                 let items = if items.is_empty() { Value::Null } else { items.into() };
                 let mut metadata = metadata;
-                if metadata["continue"] == "" && let Some(map) = metadata.as_object_mut() {
+                if metadata["continue"] == ""
+                    && let Some(map) = metadata.as_object_mut()
+                {
                     map.remove("continue");
                 }
                 let list = json!({
@@ -91,7 +93,9 @@ impl ApiServer {
             }
             Shape::Table => {
                 let mut metadata = metadata;
-                if metadata["continue"] == "" && let Some(map) = metadata.as_object_mut() {
+                if metadata["continue"] == ""
+                    && let Some(map) = metadata.as_object_mut()
+                {
                     map.remove("continue");
                 }
                 let mut table = table::head(def, &metadata);

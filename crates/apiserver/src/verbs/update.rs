@@ -132,7 +132,10 @@ impl ApiServer {
         if same_but_times(&new, &old) {
             return Ok(entry.record.clone());
         }
-        let finished = object::is_deleting(&new) && object::finalizers(&new).is_empty() && grace_is_over(&new) && self.may_go(&def, &new);
+        let finished = object::is_deleting(&new)
+            && object::finalizers(&new).is_empty()
+            && grace_is_over(&new)
+            && self.may_go(&def, &new);
         let stored = self.to_storage(&call.served, new);
         if dry_run {
             return Ok(Arc::new(Object::encode(&stored)));
@@ -143,7 +146,11 @@ impl ApiServer {
         let key = object::key(def.namespaced, &call.target.namespace, name);
         let table = self.table(&call.served);
         let class = self.class(&call.served, subresource);
-        match self.store.write(&table, &key, Expect::Revision(entry.revision), Action::Put(encoder(stored)), class).await {
+        match self
+            .store
+            .write(&table, &key, Expect::Revision(entry.revision), Action::Put(encoder(stored)), class)
+            .await
+        {
             Ok(written) => {
                 self.after_write(&call.served, &written.record).await;
                 Ok(written.record)
@@ -155,12 +162,19 @@ impl ApiServer {
     }
 
     /// The last finalizer went: so does the object. Watchers see it as it was stored, the client as it wrote it.
-    async fn finish_deletion(&self, call: &Call, entry: &Entry<Object>, old: Value, new: &Value) -> ApiResult<Arc<Object>> {
+    async fn finish_deletion(
+        &self,
+        call: &Call,
+        entry: &Entry<Object>,
+        old: Value,
+        new: &Value,
+    ) -> ApiResult<Arc<Object>> {
         let def = &call.served.def;
         let key = object::key(def.namespaced, &call.target.namespace, &call.target.name);
         let last = Action::Delete(encoder(self.to_storage(&call.served, old)));
         let table = self.table(&call.served);
-        match self.store.write(&table, &key, Expect::Revision(entry.revision), last, self.class(&call.served, "")).await {
+        match self.store.write(&table, &key, Expect::Revision(entry.revision), last, self.class(&call.served, "")).await
+        {
             Ok(written) => {
                 self.after_delete(&call.served, &written.record).await;
                 let mut shown = new.clone();
@@ -181,8 +195,11 @@ impl ApiServer {
                 def.strategy.prepare_status_update(new, old);
                 // Of custom resources metadata is not the status writer's business; finalizers and owners never are.
                 let metadata = meta_mut(new);
-                let kept: &[&str] =
-                    if custom { &["labels", "annotations", "finalizers", "ownerReferences"] } else { &["finalizers", "ownerReferences"] };
+                let kept: &[&str] = if custom {
+                    &["labels", "annotations", "finalizers", "ownerReferences"]
+                } else {
+                    &["finalizers", "ownerReferences"]
+                };
                 for field in kept {
                     match old.pointer(&format!("/metadata/{field}")) {
                         Some(value) => {
@@ -224,7 +241,8 @@ fn check_identity(call: &Call, new: &Value) -> ApiResult<()> {
 fn check_names(call: &Call, new: &Value) -> ApiResult<()> {
     let name = meta(new, "name");
     if !name.is_empty() && name != call.target.name {
-        let message = format!("the name of the object ({name}) does not match the name on the URL ({})", call.target.name);
+        let message =
+            format!("the name of the object ({name}) does not match the name on the URL ({})", call.target.name);
         return Err(ApiError::bad_request(message));
     }
     let namespace = meta(new, "namespace");

@@ -82,14 +82,16 @@ impl ApiServer {
             self.reached(revision)?;
         }
         let table = self.table(&call.served);
-        let prefix = if call.target.namespace.is_empty() { String::new() } else { format!("{}/", call.target.namespace) };
+        let prefix =
+            if call.target.namespace.is_empty() { String::new() } else { format!("{}/", call.target.namespace) };
         let mut initial = VecDeque::new();
         let mut failure = None;
         let mut initial_bookmark = None;
         let watch = match start {
             Start::Now => {
                 let namespaced = call.served.def.namespaced;
-                let keep = |object: &Object| filter.is_empty() || filter.matches(&call, &key_of(object, namespaced), object);
+                let keep =
+                    |object: &Object| filter.is_empty() || filter.matches(&call, &key_of(object, namespaced), object);
                 let snapshot = table.list(&prefix, None, usize::MAX, keep);
                 initial.extend(snapshot.entries.into_iter().map(|(_, entry)| entry.record));
                 if initial_events == Some(true) && call.query.flag("allowWatchBookmarks") {
@@ -234,7 +236,13 @@ impl Stream {
         }
         let new = &change.new.record;
         if self.filter.is_empty() {
-            let kind = if change.deleted { "DELETED" } else if change.old.is_some() { "MODIFIED" } else { "ADDED" };
+            let kind = if change.deleted {
+                "DELETED"
+            } else if change.old.is_some() {
+                "MODIFIED"
+            } else {
+                "ADDED"
+            };
             self.put_object(out, kind, new);
             return;
         }
@@ -269,7 +277,8 @@ impl Stream {
             }
             Shape::Table => {
                 let value = self.server.view(&call.served, object);
-                let mut table = table::head(&call.served.def, &json!({"resourceVersion": value["metadata"]["resourceVersion"]}));
+                let mut table =
+                    table::head(&call.served.def, &json!({"resourceVersion": value["metadata"]["resourceVersion"]}));
                 if self.table_head_sent {
                     table["columnDefinitions"] = Value::Null;
                 }
@@ -295,14 +304,17 @@ impl Stream {
                 }
                 json!({"kind": def.kind, "apiVersion": def.api_version(), "metadata": metadata})
             }
-            Shape::Partial => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}),
+            Shape::Partial => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+            }
             Shape::Table => {
                 let mut table = table::head(def, &json!({"resourceVersion": revision.to_string()}));
                 if self.table_head_sent {
                     table["columnDefinitions"] = Value::Null;
                 }
                 self.table_head_sent = true;
-                let partial = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
+                let partial =
+                    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
                 table["rows"] = json!([{"cells": [], "object": partial}]);
                 table
             }
