@@ -87,7 +87,7 @@ fn frame_rules(batch: &mut Batch, input: &RuleInput<'_>) {
     };
     chain("prerouting", 0);
     chain("forward", 2);
-    let from_pods = || Rule::new().from_links(&names.link_prefix);
+    let from_pods = || Rule::new().enters_by_any(&names.link_prefix);
     let mut rule = |chain: &str, rule| batch.rule(WHAT, family, table, chain, rule);
     let ip = from_pods().ether_type(IPV4_FRAME).port_hardware_source_in(PORTS_SET);
     rule("prerouting", ip.verdict(&Verdict::Accept));
@@ -115,10 +115,10 @@ fn input_rules(writer: &mut Writer<'_>, input: &RuleInput<'_>) {
     refuse(writer, "from-pod", Rule::new);
 
     writer.chain(WHAT, "input", Some(Hook { kind: "filter", point: 1, priority: 0 }));
-    let jump = Rule::new().from_link(bridge).verdict(&Verdict::Goto("from-pod".to_owned()));
+    let jump = Rule::new().enters_by(bridge).verdict(&Verdict::Goto("from-pod".to_owned()));
     writer.rule(WHAT, "input", jump);
     // A neighbour that routes to the bridge address through this machine's other links.
-    let outsider = Rule::new().not_from_link("lo").destination(gateway).verdict(&Verdict::Drop);
+    let outsider = Rule::new().enters_not_by("lo").destination(gateway).verdict(&Verdict::Drop);
     writer.rule(WHAT, "input", outsider);
 }
 
@@ -128,28 +128,28 @@ fn forward_rules(writer: &mut Writer<'_>, input: &RuleInput<'_>) {
     let link_local = Cidr::new(Ipv4Addr::new(169, 254, 0, 0), 16);
     writer.chain(WHAT, "forward", Some(Hook { kind: "filter", point: 2, priority: 0 }));
     let mut rule = |rule: Rule| writer.rule(WHAT, "forward", rule);
-    let from = || Rule::new().from_link(bridge);
-    let to = || Rule::new().to_link(bridge);
+    let from = || Rule::new().enters_by(bridge);
+    let to = || Rule::new().leaves_by(bridge);
     rule(from().not_ipv4().verdict(&Verdict::Drop));
     rule(from().destination_in(link_local).verdict(&Verdict::Drop));
     rule(from().invalid_connection().verdict(&Verdict::Drop));
-    rule(from().to_link(bridge).verdict(&Verdict::Accept));
+    rule(from().leaves_by(bridge).verdict(&Verdict::Accept));
     rule(to().known_connection().verdict(&Verdict::Accept));
     rule(to().verdict(&Verdict::Drop));
-    rule(from().to_links(BRIDGE_PREFIX).verdict(&Verdict::Drop));
+    rule(from().leaves_by_any(BRIDGE_PREFIX).verdict(&Verdict::Drop));
     rule(from().verdict(&Verdict::Accept));
 
     // Pods reach each other through the host; it must not advise them to go directly.
     const REDIRECT: u8 = 5;
     writer.chain(WHAT, "output", Some(Hook { kind: "filter", point: 3, priority: 0 }));
-    let redirect = Rule::new().to_link(bridge).ipv4().icmp(REDIRECT).verdict(&Verdict::Drop);
+    let redirect = Rule::new().leaves_by(bridge).ipv4().icmp(REDIRECT).verdict(&Verdict::Drop);
     writer.rule(WHAT, "output", redirect);
 }
 
 fn leaving_rules(writer: &mut Writer<'_>, input: &RuleInput<'_>) {
     const WHAT: &str = "add the masquerade rule";
     writer.chain(WHAT, "postrouting", Some(Hook { kind: "nat", point: 4, priority: 100 }));
-    let leaving = Rule::new().source_in(input.pods).not_to_link(&input.names.bridge).masquerade();
+    let leaving = Rule::new().source_in(input.pods).leaves_not_by(&input.names.bridge).masquerade();
     writer.rule(WHAT, "postrouting", leaving);
 }
 

@@ -85,7 +85,7 @@ fn backend_chains(batch: &mut Batch, table: &str, services: &[VirtualIp]) -> Vec
         let map = format!("targets-{number}");
         batch.set(WHAT, Family::Inet, table, &map, number, &Set::Targets(targets));
         // The protocol is stated again: the kernel translates ports only where it knows it.
-        let rule = Rule::new().transport(service.protocol.number()).to_random_target(&map, count);
+        let rule = Rule::new().transport(service.protocol.number()).send_to_random_target(&map, count);
         batch.rule(WHAT, Family::Inet, table, &name, rule);
         verdicts.push((key(service), Verdict::Goto(name)));
     }

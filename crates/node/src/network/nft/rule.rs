@@ -67,32 +67,32 @@ impl Rule {
     }
 
     /// The packet came in by this link.
-    pub fn from_link(self, name: &str) -> Self {
+    pub fn enters_by(self, name: &str) -> Self {
         self.meta(META_IIFNAME, REG_1).compare(true, &link_name(name))
     }
 
     /// The packet did not come in by this link.
-    pub fn not_from_link(self, name: &str) -> Self {
+    pub fn enters_not_by(self, name: &str) -> Self {
         self.meta(META_IIFNAME, REG_1).compare(false, &link_name(name))
     }
 
     /// The packet came in by a link whose name begins so.
-    pub fn from_links(self, prefix: &str) -> Self {
+    pub fn enters_by_any(self, prefix: &str) -> Self {
         self.meta(META_IIFNAME, REG_1).compare(true, prefix.as_bytes())
     }
 
     /// The packet leaves by this link.
-    pub fn to_link(self, name: &str) -> Self {
+    pub fn leaves_by(self, name: &str) -> Self {
         self.meta(META_OIFNAME, REG_1).compare(true, &link_name(name))
     }
 
     /// The packet does not leave by this link.
-    pub fn not_to_link(self, name: &str) -> Self {
+    pub fn leaves_not_by(self, name: &str) -> Self {
         self.meta(META_OIFNAME, REG_1).compare(false, &link_name(name))
     }
 
     /// The packet leaves by a link whose name begins so.
-    pub fn to_links(self, prefix: &str) -> Self {
+    pub fn leaves_by_any(self, prefix: &str) -> Self {
         self.meta(META_OIFNAME, REG_1).compare(true, prefix.as_bytes())
     }
 
@@ -210,7 +210,7 @@ impl Rule {
     }
 
     /// Sends the packet to one of the `count` targets (address and port) of `map`, at random.
-    pub fn to_random_target(self, map: &str, count: u32) -> Self {
+    pub fn send_to_random_target(self, map: &str, count: u32) -> Self {
         const RANDOM: u32 = 1;
         let pick = Attributes::default().number(1, REG_1).number(2, count).number(3, RANDOM);
         const DNAT: u32 = 1;
