@@ -4,8 +4,13 @@
 set -eu
 cd "$(dirname "$0")/../../.."
 seconds=${1:-8}
-cargo build --release -p gateway --example warm
-warm=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/examples/warm
+# WARM names a program that is built already; figures count only with a release build.
+warm=${WARM:-}
+if [ -z "$warm" ]; then
+  cargo build --release -p gateway --example warm
+  target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+  warm=$target/release/examples/warm
+fi
 dir=$(mktemp -d)
 pids=""
 trap 'for pid in $pids; do kill "$pid" 2>/dev/null || true; done; rm -rf "$dir"' EXIT
