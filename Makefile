@@ -7,7 +7,7 @@ SHELL := /bin/bash
 TEST_PACKAGES := nginx-light wrk docker-registry skopeo python3 nftables
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo build test test-packages lint unit e2e bench dist clean
+.PHONY: demo build static test test-packages lint unit e2e bench dist clean
 
 demo: build
 	$(SUDO) target/release/colibri up --demo
@@ -16,7 +16,14 @@ build:
 	@for tool in cargo gcc; do
 	  command -v $$tool >/dev/null || { echo "$$tool is missing. Install it: $$( [ $$tool = cargo ] && echo 'see https://rustup.rs' || echo "$(SUDO) apt-get install -y gcc" )"; exit 1; }
 	done
-	cargo build --release --locked --bin colibri --bin hello-container
+	cargo build --release --locked --bin colibri
+	$(MAKE) --no-print-directory static
+
+# The example server, linked statically so that it can be an image of one file.
+STATIC_TARGET := $(shell uname -m)-unknown-linux-gnu
+static:
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked -p hello-container --target $(STATIC_TARGET) --target-dir target/static
+	cp target/static/$(STATIC_TARGET)/release/hello-container target/static/hello-container
 
 test: test-packages lint unit e2e
 
@@ -39,7 +46,7 @@ unit:
 	cargo build --profile ci --locked --workspace --bins
 	$(call run-tests,--workspace --exclude e2e)
 
-e2e:
+e2e: static
 	cargo build --profile ci --locked --workspace --bins
 	$(call run-tests,--package e2e)
 

@@ -288,7 +288,7 @@ impl Platform {
     pub async fn load_hello(&self) -> Result<()> {
         let layout = self.home.path().join("hello.tar");
         let layout = layout.to_string_lossy();
-        let program = binary("hello-container");
+        let program = hello_program();
         let program = program.to_string_lossy();
         self.colibri(&["image", "pack", &program, "--tag", "hello:latest", "--output", &layout]).await?.ok()?;
         self.colibri(&["image", "load", &layout]).await?.ok()?;
@@ -372,6 +372,18 @@ pub fn binary(name: &str) -> PathBuf {
         "{} is missing: run `make e2e`, or `cargo build --profile ci --workspace --bins`",
         path.display()
     );
+    path
+}
+
+/// The example server, linked statically.
+///
+/// # Panics
+///
+/// When it was not built.
+pub fn hello_program() -> PathBuf {
+    let profile = binary("colibri");
+    let path = profile.ancestors().nth(2).expect("a program lies in <target>/<profile>").join("static/hello-container");
+    assert!(path.is_file(), "{} is missing: run `make static`", path.display());
     path
 }
 

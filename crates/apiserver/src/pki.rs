@@ -68,6 +68,7 @@ pub struct Pki {
     server_chain: Vec<CertificateDer<'static>>,
     server_key: Vec<u8>,
     ca_der: CertificateDer<'static>,
+    ca_key: KeyPair,
     folder: Option<PathBuf>,
 }
 
@@ -110,6 +111,7 @@ impl Pki {
             server_key: server_key.serialize_der(),
             token_key: token_key.serialize_der(),
             ca_der,
+            ca_key,
             ca_pem,
             admin_certificate_pem,
             admin_key_pem,
@@ -127,6 +129,21 @@ impl Pki {
             encode(&self.admin_certificate_pem),
             encode(&self.admin_key_pem),
         )
+    }
+
+    /// A fresh key and certificate for a TLS server of these names, signed by our authority.
+    ///
+    /// # Errors
+    ///
+    /// [`PkiError::Certificate`] if a name cannot be in a certificate.
+    pub fn issue(
+        &self,
+        names: &[String],
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
+        let key = KeyPair::generate()?;
+        let ca_params = ca_params();
+        let certificate = server_params(names)?.signed_by(&key, &Issuer::from_params(&ca_params, &self.ca_key))?;
+        Ok((vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into())))
     }
 
     /// TLS for the server; with `client_certificates` clients may show certificates of our authority.

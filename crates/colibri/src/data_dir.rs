@@ -12,6 +12,16 @@ pub const ENDPOINTS: &str = "endpoints.json";
 /// Name of the administrator's kubeconfig.
 pub const KUBECONFIG: &str = "kubeconfig";
 
+/// Where state is kept if nothing else is said: `/var/lib/colibri` for root, else the XDG state folder.
+pub fn default_path() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/colibri");
+    }
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state"));
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home);
+    state.unwrap_or_else(std::env::temp_dir).join("colibri")
+}
+
 /// Why the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {

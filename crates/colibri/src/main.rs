@@ -1,1 +1,91 @@
-fn main() {}
+//! The `colibri` binary: the platform's roles and the commands that talk to it.
+
+mod admin;
+mod admission;
+mod bench;
+mod cli;
+mod cluster_names;
+mod data_dir;
+mod extensions;
+mod platform;
+mod role;
+mod seed;
+mod signals;
+mod tls;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A serverless platform for Kubernetes in one binary.
+#[derive(Parser)]
+#[command(name = "colibri", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start the platform on this machine
+    Up(up::UpArgs),
+    /// Start the API server alone
+    Apiserver(role::ApiserverArgs),
+    /// Measure a running platform
+    Bench(bench::BenchArgs),
+    #[command(flatten)]
+    Client(cli::Command),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // A provider that is installed already is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match arguments.command {
+        Command::Up(args) => {
+            start_logging(&args.log);
+            finish(runtime.block_on(up::run(args)))
+        }
+        Command::Apiserver(args) => {
+            start_logging(&args.log);
+            finish(runtime.block_on(role::apiserver(args)))
+        }
+        Command::Bench(args) => finish(runtime.block_on(bench::run(args))),
+        Command::Client(command) => runtime.block_on(cli::run(command)),
+    }
+}
+
+fn start_logging(filter: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|error| {
+        eprintln!("--log {filter:?} is not a valid filter ({error}); logging warnings and errors");
+        tracing_subscriber::EnvFilter::new("warn")
+    });
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal).with_writer(std::io::stderr).init();
+}
+
+/// One clear error: what failed, and each cause once.
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut text = error.to_string();
+            for cause in error.chain().skip(1).map(ToString::to_string) {
+                if !text.contains(&cause) {
+                    text = format!("{text}: {cause}");
+                }
+            }
+            eprintln!("error: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}

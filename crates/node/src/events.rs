@@ -57,10 +57,13 @@ impl Events {
         while message.len() > MESSAGE_BYTES {
             message.pop();
         }
-        let now = Time(Timestamp::now());
+        let now = Timestamp::now();
+        // As client-go names events: the object's name and the time in nanoseconds, hexadecimal.
+        let name = pod.metadata.name.as_ref().map(|name| format!("{name}.{:x}", now.as_nanosecond()));
+        let now = Time(now);
         let event = Event {
             metadata: ObjectMeta {
-                generate_name: pod.metadata.name.as_ref().map(|name| format!("{name}.")),
+                name,
                 namespace: pod.metadata.namespace.clone(),
                 ..ObjectMeta::default()
             },

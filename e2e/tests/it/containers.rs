@@ -120,7 +120,7 @@ async fn an_image_comes_from_a_registry() -> Result<()> {
     let registry = Registry::start(platform.scratch()).await?;
     let layout = platform.scratch().join("image.tar");
     let layout = layout.to_string_lossy().into_owned();
-    let program = e2e::binary("hello-container");
+    let program = e2e::hello_program();
     let program = program.to_string_lossy();
     platform.colibri(&["image", "pack", &program, "--tag", "hello:latest", "--output", &layout]).await?.ok()?;
     let image = format!("127.0.0.1:{}/team/hello", registry.port);

@@ -1,0 +1,71 @@
+//! The same program without a platform: started as a plain process, timed to its first answer.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::http;
+use super::target::{PYTHON_CODE, Workload};
+
+/// Longest time until the first answer.
+const LIMIT: Duration = Duration::from_secs(20);
+/// Time between two tries to connect.
+const LOOK: Duration = Duration::from_micros(500);
+
+/// A process that is ended when dropped.
+pub struct Bare {
+    child: Child,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// From the start of the process to its first answer.
+    pub took: Duration,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts the workload's program on a free port of loopback and waits for its first answer.
+///
+/// # Errors
+///
+/// When it does not start or does not answer.
+pub async fn start(workload: Workload, hello: &Path, runtimes: &Path) -> Result<Bare> {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut dir = None;
+    let mut command = match workload {
+        Workload::Container => Command::new(hello),
+        Workload::Python => {
+            let code = tempfile::tempdir()?;
+            std::fs::write(code.path().join("main.py"), PYTHON_CODE)?;
+            let mut command = Command::new("python3");
+            command.args(["-I", "-S", "-B"]).arg(runtimes.join("python/boot.py"));
+            command.env("COLIBRI_CODE", code.path()).env("COLIBRI_HANDLER", "main.handle");
+            dir = Some(code);
+            command
+        }
+    };
+    command.env("PORT", port.to_string()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let start = Instant::now();
+    let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
+    let mut bare = Bare { child, address, took: Duration::ZERO, _dir: dir };
+    while start.elapsed() < LIMIT {
+        if http::get(address, "bare", "/").await.is_ok() {
+            bare.took = start.elapsed();
+            return Ok(bare);
+        }
+        if let Some(status) = bare.child.try_wait()? {
+            bail!("{command:?} ended with {status}");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    bail!("{command:?} did not answer within {LIMIT:?}")
+}

@@ -1,0 +1,197 @@
+//! The platform that is measured: its addresses and a client.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use api::functions::Function;
+use api::serving::Service;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+
+/// Longest wait for a service to become ready or to fall to zero.
+const LIMIT: Duration = Duration::from_secs(180);
+/// Time between two looks.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A running platform.
+#[derive(Clone)]
+pub struct Target {
+    /// Client with the administrator's rights.
+    pub client: Client,
+    /// The gateway's address.
+    pub gateway: SocketAddr,
+    /// Domain of the services.
+    pub domain: String,
+}
+
+/// What is deployed to be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Workload {
+    /// The example server, as a Knative Service; the image `hello:latest` must be loaded.
+    Container,
+    /// The example function.
+    Python,
+}
+
+/// The example function's code.
+pub const PYTHON_CODE: &str = include_str!("../../../../examples/hello-python/main.py");
+
+impl Target {
+    /// Host name of a service in the namespace `default`.
+    pub fn host(&self, name: &str) -> String {
+        format!("{name}.default.{}", self.domain)
+    }
+
+    /// Deploys a workload whose last pod goes six seconds after the last request and the cluster's grace time.
+    ///
+    /// # Errors
+    ///
+    /// When the API server refuses it.
+    pub async fn deploy(&self, name: &str, workload: Workload) -> Result<()> {
+        let metadata = json!({"name": name, "namespace": "default", "labels": {"colibri.dev/bench": "true"}});
+        match workload {
+            Workload::Container => {
+                let annotations = json!({"autoscaling.knative.dev/window": "6s"});
+                let service = json!({
+                    "apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": metadata,
+                    "spec": {"template": {
+                        "metadata": {"annotations": annotations},
+                        "spec": {"containers": [{"image": "hello:latest"}]},
+                    }},
+                });
+                self.create::<Service>(service).await
+            }
+            Workload::Python => {
+                let function = json!({
+                    "apiVersion": "functions.colibri.dev/v1", "kind": "Function", "metadata": metadata,
+                    "spec": {
+                        "runtime": "python",
+                        "source": {"inline": {"main.py": PYTHON_CODE}},
+                        "scaling": {"idle": "6s", "concurrency": 10},
+                    },
+                });
+                self.create::<Function>(function).await
+            }
+        }
+    }
+
+    async fn create<K>(&self, object: Value) -> Result<()>
+    where
+        K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + serde::de::DeserializeOwned
+            + serde::Serialize
+            + Clone
+            + std::fmt::Debug,
+    {
+        let object: K = serde_json::from_value(object)?;
+        let api = Api::<K>::namespaced(self.client.clone(), "default");
+        match api.create(&PostParams::default(), &object).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits until the Knative Service of that name is ready.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, with the condition's message, or does not come in time.
+    pub async fn ready(&self, name: &str) -> Result<()> {
+        let api = Api::<Service>::namespaced(self.client.clone(), "default");
+        let start = Instant::now();
+        let mut last = String::new();
+        while start.elapsed() < LIMIT {
+            if let Some(service) = api.get_opt(name).await? {
+                let current = service.status.as_ref().and_then(|status| status.observed_generation);
+                let conditions = service.status.map(|status| status.conditions).unwrap_or_default();
+                if let Some(ready) = conditions.iter().find(|condition| condition.kind == api::conditions::READY) {
+                    last = ready.message.clone().unwrap_or_default();
+                    if current == service.metadata.generation {
+                        match ready.status {
+                            api::ConditionStatus::True => return Ok(()),
+                            api::ConditionStatus::False => bail!("{name} failed: {last}"),
+                            api::ConditionStatus::Unknown => {}
+                        }
+                    }
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        bail!("{name} was not ready within {LIMIT:?}: {last}")
+    }
+
+    /// Waits until none of the workloads has a pod; answers how long it took.
+    ///
+    /// # Errors
+    ///
+    /// When it does not happen in time.
+    pub async fn zero(&self, selector: &str) -> Result<Duration> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), "default");
+        let start = Instant::now();
+        while start.elapsed() < LIMIT {
+            if api.list_metadata(&ListParams::default().labels(selector)).await?.items.is_empty() {
+                return Ok(start.elapsed());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        bail!("pods of {selector} were still there after {LIMIT:?}")
+    }
+
+    /// Address of a service's pod.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub async fn pod_address(&self, service: &str) -> Result<String> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), "default");
+        let selector = format!("{}={service}", api::serving::annotations::SERVICE_LABEL);
+        let pods = api.list(&ListParams::default().labels(&selector)).await?;
+        let mut addresses = pods.items.into_iter().filter_map(|pod| pod.status?.pod_ip);
+        addresses.next().with_context(|| format!("{service} has no pod with an address"))
+    }
+
+    /// Deletes a workload.
+    ///
+    /// # Errors
+    ///
+    /// When the API server refuses.
+    pub async fn delete(&self, name: &str, workload: Workload) -> Result<()> {
+        let parameters = DeleteParams::background();
+        let result = match workload {
+            Workload::Container => {
+                Api::<Service>::namespaced(self.client.clone(), "default").delete(name, &parameters).await.map(|_| ())
+            }
+            Workload::Python => {
+                Api::<Function>::namespaced(self.client.clone(), "default").delete(name, &parameters).await.map(|_| ())
+            }
+        };
+        match result {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            other => other.map_err(Into::into),
+        }
+    }
+}
+
+/// Addresses of the platform of that data directory.
+///
+/// # Errors
+///
+/// When no platform runs there.
+pub async fn open(data_dir: &Path) -> Result<Target> {
+    let endpoints = data_dir.join(crate::data_dir::ENDPOINTS);
+    let text = std::fs::read(&endpoints)
+        .with_context(|| format!("no platform runs on {}: start one with `colibri up`", data_dir.display()))?;
+    let endpoints: Value = serde_json::from_slice(&text)?;
+    let gateway = endpoints["gateway"].as_str().and_then(|url| url.strip_prefix("http://"));
+    let gateway = gateway.context("endpoints.json has no gateway")?.parse()?;
+    let kubeconfig = kube::config::Kubeconfig::read_from(data_dir.join(crate::data_dir::KUBECONFIG))?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
+    let domain = endpoints["domain"].as_str().unwrap_or("localhost").to_owned();
+    Ok(Target { client: Client::try_from(config)?, gateway, domain })
+}

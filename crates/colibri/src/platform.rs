@@ -1,0 +1,260 @@
+//! Composition: every part of the platform in one process, and its shutdown in phases.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use apiserver::{Access, ApiServer, User};
+use client::Caches;
+use client::link::{AutoscalerLink, Late};
+use gateway::{Gateway, ListenerKind};
+use kube::Client;
+use node::Node;
+use serving::Serving;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::Admin;
+use crate::up::{Listeners, UpArgs};
+use crate::{admission, cluster_names, extensions, seed, tls};
+
+/// Port of the gateway on the pod network.
+const POD_GATEWAY_PORT: u16 = 80;
+/// Port of the API server on the pod network.
+const POD_API_PORT: u16 = 443;
+/// Longest wait for controllers to end their present step.
+const CONTROLLER_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait for the node to remove everything it made.
+const NODE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Where the platform listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// API server.
+    pub api: SocketAddr,
+    /// Gateway, HTTP.
+    pub gateway: SocketAddr,
+    /// Gateway, HTTPS.
+    pub gateway_tls: SocketAddr,
+    /// Metrics and health.
+    pub metrics: SocketAddr,
+}
+
+impl Addresses {
+    /// Addresses of the open ports.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell.
+    pub fn of(listeners: &Listeners) -> std::io::Result<Self> {
+        Ok(Self {
+            api: listeners.api.local_addr()?,
+            gateway: listeners.gateway.local_addr()?,
+            gateway_tls: listeners.gateway_tls.local_addr()?,
+            metrics: listeners.metrics.local_addr()?,
+        })
+    }
+}
+
+/// A running platform.
+pub struct Platform {
+    server: Arc<ApiServer>,
+    gateway: Arc<Gateway>,
+    node: Arc<Node>,
+    admin: Arc<Admin>,
+    client: Client,
+    gateway_tasks: TaskTracker,
+    gateway_stop: CancellationToken,
+    controller_tasks: TaskTracker,
+    controller_stop: CancellationToken,
+    server_tasks: TaskTracker,
+    server_stop: CancellationToken,
+    grace: Duration,
+}
+
+impl Platform {
+    /// Starts every part; returns once all of them are ready.
+    ///
+    /// # Errors
+    ///
+    /// What keeps a part from starting.
+    pub async fn start(args: &UpArgs, data_dir: &Path, listeners: Listeners) -> Result<Arc<Self>> {
+        let addresses = Addresses::of(&listeners)?;
+        let (server_tasks, server_stop) = (TaskTracker::new(), CancellationToken::new());
+        let (controller_tasks, controller_stop) = (TaskTracker::new(), CancellationToken::new());
+        let (gateway_tasks, gateway_stop) = (TaskTracker::new(), CancellationToken::new());
+
+        let server = ApiServer::open(apiserver::Config {
+            data_dir: Some(data_dir.to_path_buf()),
+            advertised: addresses.api.to_string(),
+            ..apiserver::Config::default()
+        })
+        .await
+        .context("starting the API server")?;
+        server.add_admission(Arc::new(admission::BuiltIn));
+        let client = server.client(User::master("system:colibri"));
+        seed::install(&client).await.context("installing the platform's own objects")?;
+        serve_api(&server, listeners.api, Access::Full, &server_tasks, &server_stop);
+
+        let caches = Caches::new(client.clone(), controller_tasks.clone(), controller_stop.clone());
+        let runtimes_dir = data_dir.join("runtimes");
+        functions::runtimes::install(&runtimes_dir)?;
+        let names = Arc::new(cluster_names::ClusterNames::new(&caches));
+        let node = Node::start(
+            node_config(data_dir, &runtimes_dir),
+            client.clone(),
+            caches.clone(),
+            names.clone(),
+            controller_tasks.clone(),
+            controller_stop.clone(),
+        )
+        .await
+        .context("starting the node")?;
+        server.set_kubelet(node.clone());
+        let pod_address = node.gateway_address();
+        names.set_gateway(pod_address);
+        let images = Arc::new(node.images());
+        server.add_extension("/colibri/v1/", Arc::new(extensions::Uploads::new(images.clone())));
+        let pod_api = pod_listener(pod_address, POD_API_PORT, "API server")?;
+        serve_api(&server, pod_api, Access::TokensOnly, &server_tasks, &server_stop);
+
+        let autoscaler = Late::<dyn AutoscalerLink>::new();
+        let tls = tls::gateway(&server, &args.domain)?;
+        let pod_gateway = pod_listener(pod_address, POD_GATEWAY_PORT, "gateway")?;
+        let gateway_listeners = vec![
+            gateway::Listener { socket: listeners.gateway, kind: ListenerKind::Public },
+            gateway::Listener { socket: listeners.gateway_tls, kind: ListenerKind::Tls(tls) },
+            gateway::Listener { socket: pod_gateway, kind: ListenerKind::PodNetwork },
+        ];
+        let gateway = Gateway::start(
+            gateway::Config { grace: args.grace(), seed: random_seed(), ..gateway::Config::default() },
+            caches.clone(),
+            autoscaler.clone(),
+            gateway_listeners,
+            gateway_tasks.clone(),
+            gateway_stop.clone(),
+        );
+        let serving = Serving::start(
+            serving::Config {
+                addresses: serving::Addresses {
+                    domain: args.domain.clone(),
+                    public_port: Some(addresses.gateway.port()),
+                    ..serving::Addresses::default()
+                },
+                node_name: Some(node.name().to_owned()),
+                ..serving::Config::default()
+            },
+            caches.clone(),
+            gateway.clone(),
+            node.clone(),
+            controller_tasks.clone(),
+            controller_stop.clone(),
+        )
+        .await;
+        autoscaler.set(serving);
+        let code = Arc::new(extensions::Code::new(images));
+        functions::Functions::start(
+            functions::Config::default(),
+            caches.clone(),
+            code,
+            &controller_tasks,
+            &controller_stop,
+        );
+        let cluster_config = cluster::Config { root_ca_pem: server.pki().ca_pem.clone() };
+        cluster::start(cluster_config, &caches, &controller_tasks, &controller_stop);
+
+        let metrics = gateway.clone();
+        let admin = Admin::new(move || metrics.metrics());
+        admin.serve(listeners.metrics, &server_tasks, &server_stop);
+        admin.set_ready(true);
+        Ok(Arc::new(Self {
+            server,
+            gateway,
+            node,
+            admin,
+            client,
+            gateway_tasks,
+            gateway_stop,
+            controller_tasks,
+            controller_stop,
+            server_tasks,
+            server_stop,
+            grace: args.grace(),
+        }))
+    }
+
+    /// A client with the administrator's rights.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The administrator's kubeconfig for that address of the API server.
+    pub fn kubeconfig(&self, api: &str) -> String {
+        self.server.pki().kubeconfig(api)
+    }
+
+    /// The node's image store.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Stops in phases: no new requests, those in flight end; then the controllers; then the node with all pods; then
+    /// the API server.
+    pub async fn stop(&self) {
+        self.admin.set_ready(false);
+        self.gateway_stop.cancel();
+        self.gateway_tasks.close();
+        within(self.grace + Duration::from_secs(2), "the gateway", self.gateway_tasks.wait()).await;
+        within(NODE_LIMIT, "the node", self.node.shutdown()).await;
+        self.controller_stop.cancel();
+        self.controller_tasks.close();
+        within(CONTROLLER_LIMIT, "the controllers", self.controller_tasks.wait()).await;
+        self.server_stop.cancel();
+        self.server_tasks.close();
+        within(CONTROLLER_LIMIT, "the API server", self.server_tasks.wait()).await;
+        self.server.close();
+    }
+
+    /// Cuts requests in flight.
+    pub fn stop_now(&self) {
+        self.gateway.stop_now();
+    }
+}
+
+async fn within(limit: Duration, what: &str, work: impl Future<Output = ()>) {
+    if tokio::time::timeout(limit, work).await.is_err() {
+        tracing::error!(?limit, "{what} did not stop in time");
+    }
+}
+
+fn node_config(data_dir: &Path, runtimes_dir: &Path) -> node::Config {
+    node::Config { runtimes_dir: runtimes_dir.to_path_buf(), ..node::Config::new(data_dir) }
+}
+
+fn serve_api(
+    server: &Arc<ApiServer>,
+    listener: tokio::net::TcpListener,
+    access: Access,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) {
+    let (server, stop) = (server.clone(), stop.clone());
+    tasks.spawn(async move {
+        if let Err(error) = server.serve(listener, access, stop).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(error, "the API server's port is closed");
+        }
+    });
+}
+
+fn pod_listener(address: Ipv4Addr, port: u16, purpose: &'static str) -> Result<tokio::net::TcpListener> {
+    let listener = crate::up::listen(address.into(), port, purpose, "--data-dir");
+    listener.context("opening a port on the pod network")
+}
+
+/// True randomness for the choices that the gateway makes.
+fn random_seed() -> u64 {
+    std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), std::process::id())
+}
