@@ -249,12 +249,22 @@ async fn limits_hold_and_grace_is_kept() {
     assert!(done.contains(&(1, Some(4), "hello\n".into())) && done.contains(&(2, None, String::new())), "{done:?}");
     sandbox.link.send(&Request::Stop { container: None, grace_ms: 10_000 }).await.unwrap();
     assert_eq!(end_of(&mut sandbox).await.unwrap().code, 7);
-    // A container that does not listen is killed.
-    let mut deaf = container(&fixture, &["sleep", "1000"]);
+    // One that does not listen is killed after its grace; one that does not care dies at once.
+    let mut deaf = container(&fixture, &["/bin/sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.01; done"]);
     deaf.run = 1;
+    deaf.log = fixture.dir.path().join("logs/1.log");
+    let log = deaf.log.clone();
     sandbox.link.send(&Request::Start(Box::new(deaf))).await.unwrap();
+    while !std::fs::read_to_string(&log).unwrap_or_default().contains("deaf") {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     sandbox.link.send(&Request::Stop { container: None, grace_ms: 20 }).await.unwrap();
     assert_eq!(end_of(&mut sandbox).await.unwrap().signal, Some(9));
+    let mut careless = container(&fixture, &["sleep", "1000"]);
+    careless.run = 2;
+    sandbox.link.send(&Request::Start(Box::new(careless))).await.unwrap();
+    sandbox.link.send(&Request::Stop { container: None, grace_ms: 1_000_000 }).await.unwrap();
+    assert_eq!(end_of(&mut sandbox).await.unwrap().signal, Some(15));
     fixture.sandboxes.destroy(sandbox).await;
     fixture.end().await;
 }

@@ -174,8 +174,11 @@ fn volume(
             (root, sub_path)
         }
     };
+    // What is not the sandbox's own (code, images) is shared: read only, with its owners as the container sees them.
+    let own = root.starts_with(&orders.dir);
+    let (read_only, map) = (mount.read_only || !own, map.filter(|_| !own));
     if sub_path.is_empty() {
-        return detach(root, None, target, mount.read_only, None);
+        return detach(root, None, target, read_only, map);
     }
     let folder = fs::File::open(root).step("opening a volume")?;
     let inside = |path: &Path| {
@@ -184,14 +187,14 @@ fn volume(
     };
     let path = Path::new(sub_path);
     let found = match inside(path) {
-        Err(rustix::io::Errno::NOENT) => {
+        Err(rustix::io::Errno::NOENT) if own => {
             make_below(&folder, path, orders.owner)?;
             inside(path)
         }
         other => other,
     };
     let found = found.map_err(|error| Failure::config(format!("opening sub path {sub_path}"), error.to_string()))?;
-    detach(path, Some(found.as_fd()), target, mount.read_only, None)
+    detach(path, Some(found.as_fd()), target, read_only, map)
 }
 
 /// Makes the folders of a sub path that is not there, one by one, without leaving the volume.

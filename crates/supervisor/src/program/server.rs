@@ -56,6 +56,7 @@ struct Container {
     outputs: [Option<File>; 2],
     log: Log,
     kill_at: Option<Instant>,
+    killed_for_term: bool,
 }
 
 struct Exec {
@@ -284,6 +285,7 @@ impl Server {
             outputs: [stdout, stderr],
             log,
             kill_at: None,
+            killed_for_term: false,
             spec: orders.spec,
         };
         self.containers.insert(container.spec.name.clone(), container);
@@ -357,6 +359,7 @@ impl Server {
             return self.failed(name.to_string(), run, failure);
         }
         let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
+        let signal = if container.killed_for_term && signal == Some(libc::SIGKILL) { Some(libc::SIGTERM) } else { signal };
         let code = signal.map_or_else(|| libc::WEXITSTATUS(status), |signal| 128 + signal);
         let exit = Exit {
             code,
@@ -468,12 +471,28 @@ impl Server {
 }
 
 impl Container {
+    /// SIGTERM now, SIGKILL later. The first process of a container does not die of a SIGTERM that it leaves alone, as
+    /// any other process does; here it does, so that nobody waits for a grace that is of no use.
     fn stop(&mut self, grace: Duration) {
         let at = Instant::now() + grace;
-        if self.kill_at.is_none() {
+        if self.report.is_some() || !self.minds_term() {
+            self.killed_for_term = true;
+            sys::kill(self.pid, libc::SIGKILL);
+        } else if self.kill_at.is_none() {
             sys::kill(self.pid, libc::SIGTERM);
         }
         self.kill_at = Some(self.kill_at.map_or(at, |old| old.min(at)));
+    }
+
+    /// Whether its program catches SIGTERM or wants to ignore it.
+    fn minds_term(&self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let has = |name: &str| {
+            let mask = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+            mask & (1 << (libc::SIGTERM - 1)) != 0
+        };
+        has("SigCgt") || has("SigIgn")
     }
 
     fn take_output(&mut self, stream: Stream) {
