@@ -29,6 +29,7 @@ mod object;
 mod openapi_route;
 mod patch;
 mod pki;
+pub mod proto;
 pub mod quote;
 mod registry;
 mod request;

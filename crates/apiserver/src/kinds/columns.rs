@@ -63,6 +63,44 @@ pub fn plain() -> Columns {
     columns(&[NAME, AGE], |object, now| vec![json!(text(object, "metadata.name")), age(object, now)])
 }
 
+/// Labels as `a=b,c=d`, sorted; empty if there are none.
+pub fn labels(map: &Value) -> String {
+    let mut pairs: Vec<String> = map
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
+    pairs.sort();
+    pairs.join(",")
+}
+
+/// A label selector as text: `a=b,c in (d,e)`; `<none>` if it is absent.
+pub fn selector(selector: &Value) -> String {
+    if selector.is_null() {
+        return "<none>".into();
+    }
+    let mut terms: Vec<String> = Vec::new();
+    let matched = labels(super::json::at(selector, "matchLabels"));
+    if !matched.is_empty() {
+        terms.push(matched);
+    }
+    for expression in super::json::items(selector, "matchExpressions") {
+        let key = text(expression, "key");
+        let mut values: Vec<&str> =
+            super::json::items(expression, "values").iter().filter_map(Value::as_str).collect();
+        values.sort_unstable();
+        let values = values.join(",");
+        terms.push(match text(expression, "operator") {
+            "NotIn" => format!("{key} notin ({values})"),
+            "Exists" => key.to_string(),
+            "DoesNotExist" => format!("!{key}"),
+            _ => format!("{key} in ({values})"),
+        });
+    }
+    if terms.is_empty() { "<none>".into() } else { terms.join(",") }
+}
+
 /// Time since creation as text, such as `5m`.
 pub fn age(object: &Value, now: Timestamp) -> Value {
     since(text(object, "metadata.creationTimestamp"), now)

@@ -3,13 +3,18 @@
 //! [`builtin`] lists them; [`schema`] knows their fields. What is particular to a kind (defaults, checks, columns)
 //! are pure functions on JSON, gathered in a [`Rules`] and driven by one [`Strategy`] for all.
 
+mod batch;
 mod columns;
+mod core;
 mod json;
 mod list;
 mod names;
+mod others;
 mod pod;
 pub mod quantity;
 pub mod schema;
+mod service;
+mod workloads;
 
 use std::sync::Arc;
 

@@ -107,6 +107,10 @@ fn add(a: Amount, b: Amount) -> Amount {
 }
 
 fn is_tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
+    // The API server puts this taint on every new node; whether the node is ready was looked at already.
+    if taint.key == "node.kubernetes.io/not-ready" && taint.effect == "NoSchedule" {
+        return true;
+    }
     if !matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute") {
         return true;
     }

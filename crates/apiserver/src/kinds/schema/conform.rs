@@ -223,7 +223,7 @@ fn normalise_object(kind: &Type, map: &mut Map<String, Value>) {
     });
     for field in kind.fields.iter().filter(|field| field.always) {
         if !map.contains_key(field.name) {
-            map.insert(field.name.to_string(), zero(&field.shape));
+            map.insert(field.name.to_string(), absent(field));
         }
     }
 }
@@ -231,7 +231,7 @@ fn normalise_object(kind: &Type, map: &mut Map<String, Value>) {
 /// Whether the encoder leaves that value out.
 fn dropped(field: &Field, value: &Value) -> bool {
     if field.always {
-        return value.is_null() && !matches!(zero(&field.shape), Value::Null);
+        return value.is_null() && !absent(field).is_null();
     }
     match (&field.shape, value) {
         (_, Value::Null) => true,
@@ -245,6 +245,10 @@ fn dropped(field: &Field, value: &Value) -> bool {
         (Shape::Int | Shape::Long | Shape::Double, Value::Number(number)) => number.as_f64() == Some(0.0),
         _ => false,
     }
+}
+
+fn absent(field: &Field) -> Value {
+    if field.nullable { Value::Null } else { zero(&field.shape) }
 }
 
 fn zero(shape: &Shape) -> Value {

@@ -231,8 +231,9 @@ def main():
             for fact in facts:
                 for want in (json, f"{name.split('.')[-1]}.{json}", f"{name}.{json}"):
                     if want in facts[fact] and f"-{name.split('.')[-1]}.{json}" not in facts[fact]:
-                        fits = {"p": typ in "sbild", "e": typ[0] in "@tmq" or typ == "@", "z": True}[fact]
-                        if not fits or required:
+                        fits = {"p": typ in "sbild" and not required, "e": typ[0] in "@tmq" and not required,
+                                "z": not required, "n": required}[fact]
+                        if not fits:
                             continue
                         flags.append(fact)
                         used[fact].add(want)

@@ -66,6 +66,8 @@ pub struct Field {
     pub shape: Shape,
     /// Whether it is written even when it is zero: required fields and a few others.
     pub always: bool,
+    /// Whether an absent value is written as null rather than as an empty object.
+    pub nullable: bool,
     /// Whether a zero that was given is kept.
     pub pointer: bool,
     /// Keys of a list of objects for server-side apply; empty for other lists.
@@ -179,6 +181,7 @@ fn parse_field(name: &'static str, mut words: std::str::Split<'static, char>) ->
         number,
         shape,
         always: false,
+        nullable: false,
         pointer: false,
         keys: Vec::new(),
         set: false,
@@ -188,6 +191,7 @@ fn parse_field(name: &'static str, mut words: std::str::Split<'static, char>) ->
     for flag in words {
         match flag {
             "!" | "e" | "z" => field.always = true,
+            "n" => field.nullable = true,
             "p" => field.pointer = true,
             "S" => field.set = true,
             "A" => field.atomic = true,
