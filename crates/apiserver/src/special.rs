@@ -72,6 +72,9 @@ impl ApiServer {
             meta_mut(object).insert("finalizers".into(), finalizers.into());
         } else if is_service(def) {
             self.assign_address(object)?;
+        } else if def.group.is_empty() && def.plural == "pods" {
+            crate::kinds::admit_pod(object, &call.target.namespace, self)
+                .map_err(|why| ApiError::forbidden(def, meta(object, "name"), &why))?;
         }
         Ok(())
     }
@@ -245,6 +248,23 @@ fn finalize_namespace(call: &Call, new: &mut Value, old: &Value) -> ApiResult<()
         json!({})
     };
     Ok(())
+}
+
+impl crate::kinds::Lookup for ApiServer {
+    fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Value> {
+        let entry = self.store.table(&table_name(group, plural)).get(&object::key(!namespace.is_empty(), namespace, name))?;
+        Some(entry.record.value())
+    }
+
+    fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Value> {
+        let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+        let found = self.store.table(&table_name(group, plural)).list(&prefix, None, usize::MAX, |_| true);
+        found.entries.iter().map(|(_, entry)| entry.record.value()).collect()
+    }
+}
+
+fn table_name(group: &str, plural: &str) -> String {
+    if group.is_empty() { plural.to_string() } else { format!("{group}/{plural}") }
 }
 
 /// Name under which the clean-up of custom resources works.

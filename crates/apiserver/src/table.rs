@@ -46,12 +46,28 @@ pub fn row(def: &ResourceDef, object: &Value, include: Include) -> Value {
         (def.columns.cells)(object, jiff::Timestamp::now())
     };
     let mut row = json!({"cells": cells});
+    if let Some(condition) = completed(def, object) {
+        row["conditions"] = json!([condition]);
+    }
     match include {
         Include::None => {}
         Include::Metadata => row["object"] = crate::verbs::partial(object),
         Include::Object => row["object"] = object.clone(),
     }
     row
+}
+
+/// Marks the rows of pods that are finished; printers may grey them.
+fn completed(def: &ResourceDef, object: &Value) -> Option<Value> {
+    if !def.group.is_empty() || def.plural != "pods" {
+        return None;
+    }
+    let (reason, message) = match object.pointer("/status/phase")?.as_str()? {
+        "Succeeded" => ("Succeeded", "The pod has completed successfully."),
+        "Failed" => ("Failed", "The pod failed."),
+        _ => return None,
+    };
+    Some(json!({"type": "Completed", "status": "True", "reason": reason, "message": message}))
 }
 
 fn fallback_columns() -> Vec<Column> {

@@ -24,7 +24,9 @@ pub const JOBS: Rules = Rules {
     prepare_create: label_pods,
     validate: |job, faults| validate_job(at(job, "spec"), "spec", faults),
     validate_update: |new, old, faults| {
-        for name in ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
+        for name in
+            ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"]
+        {
             let (after, before) = (at(at(new, "spec"), name), at(at(old, "spec"), name));
             if after != before {
                 faults.push(FieldError::invalid(format!("spec.{name}"), after.clone(), "field is immutable"));
@@ -64,12 +66,17 @@ pub const CRON_JOBS: Rules = Rules {
             faults.push(FieldError::invalid("spec.schedule", schedule, why));
         } else if !schedule.starts_with('@') && schedule.split_whitespace().count() != 5 {
             let found = schedule.split_whitespace().count();
-            let why = format!("expected exactly 5 fields, found {found}: [{}]", schedule.split_whitespace().collect::<Vec<_>>().join(" "));
+            let why = format!(
+                "expected exactly 5 fields, found {found}: [{}]",
+                schedule.split_whitespace().collect::<Vec<_>>().join(" ")
+            );
             faults.push(FieldError::invalid("spec.schedule", schedule, why));
         }
         match text(spec, "concurrencyPolicy") {
             "Allow" | "Forbid" | "Replace" => {}
-            other => faults.push(FieldError::not_supported("spec.concurrencyPolicy", other, &["Allow", "Forbid", "Replace"])),
+            other => {
+                faults.push(FieldError::not_supported("spec.concurrencyPolicy", other, &["Allow", "Forbid", "Replace"]))
+            }
         }
         for name in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
             if let Some(value) = number(spec, name).filter(|value| *value < 0) {
@@ -78,7 +85,11 @@ pub const CRON_JOBS: Rules = Rules {
         }
         validate_job(at(spec, "jobTemplate.spec"), "spec.jobTemplate.spec", faults);
         if text(cron, "metadata.name").len() > 52 {
-            faults.push(FieldError::invalid("metadata.name", text(cron, "metadata.name"), "must be no more than 52 bytes"));
+            faults.push(FieldError::invalid(
+                "metadata.name",
+                text(cron, "metadata.name"),
+                "must be no more than 52 bytes",
+            ));
         }
     },
     ..Rules::NONE
@@ -143,7 +154,14 @@ fn label_pods(job: &mut Value) {
 }
 
 fn validate_job(spec: &Value, path: &str, faults: &mut Faults) {
-    for name in ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished", "backoffLimitPerIndex"] {
+    for name in [
+        "parallelism",
+        "completions",
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "ttlSecondsAfterFinished",
+        "backoffLimitPerIndex",
+    ] {
         if let Some(value) = number(spec, name).filter(|value| *value < 0) {
             faults.push(FieldError::invalid(format!("{path}.{name}"), value, NOT_NEGATIVE));
         }
@@ -153,17 +171,15 @@ fn validate_job(spec: &Value, path: &str, faults: &mut Faults) {
         faults.push(FieldError::not_supported(format!("{path}.completionMode"), mode, &["Indexed", "NonIndexed"]));
     }
     if mode == "Indexed" && at(spec, "completions").is_null() {
-        faults.push(FieldError::required(
-            format!("{path}.completions"),
-            "when completion mode is Indexed",
-        ));
+        faults.push(FieldError::required(format!("{path}.completions"), "when completion mode is Indexed"));
     }
     let template = format!("{path}.template.spec");
     let pod = at(spec, "template.spec");
     pod_validate::spec(pod, &template, faults);
     let restart = text(pod, "restartPolicy");
     if restart == "Always" {
-        faults.push(FieldError::required(format!("{template}.restartPolicy"), "valid values: \"OnFailure\", \"Never\""));
+        faults
+            .push(FieldError::required(format!("{template}.restartPolicy"), "valid values: \"OnFailure\", \"Never\""));
     }
 }
 

@@ -87,8 +87,7 @@ pub fn selector(selector: &Value) -> String {
     }
     for expression in super::json::items(selector, "matchExpressions") {
         let key = text(expression, "key");
-        let mut values: Vec<&str> =
-            super::json::items(expression, "values").iter().filter_map(Value::as_str).collect();
+        let mut values: Vec<&str> = super::json::items(expression, "values").iter().filter_map(Value::as_str).collect();
         values.sort_unstable();
         let values = values.join(",");
         terms.push(match text(expression, "operator") {

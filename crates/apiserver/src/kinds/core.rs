@@ -23,7 +23,9 @@ pub const CONFIG_MAPS: Rules = Rules {
         for name in ["data", "binaryData"] {
             for (key, value) in entries(map, name) {
                 let path = format!("{name}[{key}]");
-                faults.extend(names::config_key(key).into_iter().map(|why| FieldError::invalid(&*path, key.as_str(), why)));
+                faults.extend(
+                    names::config_key(key).into_iter().map(|why| FieldError::invalid(&*path, key.as_str(), why)),
+                );
                 size += value.as_str().unwrap_or_default().len();
                 if name == "binaryData" && at(map, "data").get(key).is_some() {
                     let why = format!("duplicate of key present in data: {key}");
@@ -50,7 +52,8 @@ pub const SECRETS: Rules = Rules {
     },
     warnings: |secret| {
         let certificate = text(secret, "type") == "kubernetes.io/tls";
-        let decoded = at(secret, "data").get("tls.crt").and_then(Value::as_str).and_then(|text| STANDARD.decode(text).ok());
+        let decoded =
+            at(secret, "data").get("tls.crt").and_then(Value::as_str).and_then(|text| STANDARD.decode(text).ok());
         let has_pem = decoded.is_some_and(|bytes| bytes.windows(11).any(|window| window == b"-----BEGIN "));
         if certificate && !has_pem {
             return vec!["tls: failed to find any PEM data in certificate input".to_string()];
@@ -92,7 +95,11 @@ fn default_secret(secret: &mut Value) {
 fn validate_secret(secret: &Value, faults: &mut Faults) {
     let mut size = 0;
     for (key, value) in entries(secret, "data") {
-        faults.extend(names::config_key(key).into_iter().map(|why| FieldError::invalid(format!("data[{key}]"), key.as_str(), why)));
+        faults.extend(
+            names::config_key(key)
+                .into_iter()
+                .map(|why| FieldError::invalid(format!("data[{key}]"), key.as_str(), why)),
+        );
         size += value.as_str().unwrap_or_default().len() / 4 * 3;
     }
     if size > DATA_LIMIT {
@@ -198,8 +205,11 @@ fn taints(node: &Value, faults: &mut Faults) {
     for (index, taint) in items(node, "spec.taints").iter().enumerate() {
         let path = format!("metadata.taints[{index}]");
         let (key, value, effect) = (text(taint, "key"), text(taint, "value"), text(taint, "effect"));
-        faults.extend(names::qualified(key).into_iter().map(|why| FieldError::invalid(format!("{path}.key"), key, why)));
-        faults.extend(names::label_value(value).into_iter().map(|why| FieldError::invalid(format!("{path}.value"), value, why)));
+        faults
+            .extend(names::qualified(key).into_iter().map(|why| FieldError::invalid(format!("{path}.key"), key, why)));
+        faults.extend(
+            names::label_value(value).into_iter().map(|why| FieldError::invalid(format!("{path}.value"), value, why)),
+        );
         match effect {
             "" => faults.push(FieldError::required(format!("{path}.effect"), "")),
             "NoSchedule" | "PreferNoSchedule" | "NoExecute" => {}
@@ -314,7 +324,17 @@ pub const VOLUMES: Rules = Rules {
         protect(volume, "kubernetes.io/pv-protection");
     },
     validate: |volume, faults| {
-        const OTHER: [&str; 9] = ["accessModes", "capacity", "claimRef", "mountOptions", "nodeAffinity", "persistentVolumeReclaimPolicy", "storageClassName", "volumeAttributesClassName", "volumeMode"];
+        const OTHER: [&str; 9] = [
+            "accessModes",
+            "capacity",
+            "claimRef",
+            "mountOptions",
+            "nodeAffinity",
+            "persistentVolumeReclaimPolicy",
+            "storageClassName",
+            "volumeAttributesClassName",
+            "volumeMode",
+        ];
         let spec = at(volume, "spec");
         access_modes(spec, faults);
         let capacity = at(spec, "capacity");
@@ -325,7 +345,8 @@ pub const VOLUMES: Rules = Rules {
             let shown = if capacity.is_null() { json!({}) } else { capacity.clone() };
             faults.push(FieldError::not_supported("spec.capacity", shown, &["storage"]));
         }
-        let sources = spec.as_object().into_iter().flat_map(|map| map.keys()).filter(|name| !OTHER.contains(&name.as_str()));
+        let sources =
+            spec.as_object().into_iter().flat_map(|map| map.keys()).filter(|name| !OTHER.contains(&name.as_str()));
         match sources.count() {
             0 => faults.push(FieldError::required("spec", "must specify a volume type")),
             1 => {}
@@ -501,7 +522,11 @@ pub fn volume_columns() -> Columns {
         ],
         |volume, now| {
             let claim = at(volume, "spec.claimRef");
-            let claim = if claim.is_null() { String::new() } else { format!("{}/{}", text(claim, "namespace"), text(claim, "name")) };
+            let claim = if claim.is_null() {
+                String::new()
+            } else {
+                format!("{}/{}", text(claim, "namespace"), text(claim, "name"))
+            };
             let deleting = !at(volume, "metadata.deletionTimestamp").is_null();
             vec![
                 json!(text(volume, "metadata.name")),
@@ -638,11 +663,16 @@ mod tests {
             validate_secret(&json!({"type": kind, "data": data}), &mut faults);
             texts(faults)
         };
-        assert_eq!(check("kubernetes.io/tls", json!({})), ["data[tls.crt]: Required value", "data[tls.key]: Required value"]);
+        assert_eq!(
+            check("kubernetes.io/tls", json!({})),
+            ["data[tls.crt]: Required value", "data[tls.key]: Required value"]
+        );
         assert_eq!(check("kubernetes.io/basic-auth", json!({"username": "YQ=="})), Vec::<String>::new());
         assert_eq!(
             check("kubernetes.io/dockerconfigjson", json!({".dockerconfigjson": "bm90anNvbg=="})),
-            ["data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\": invalid character 'o' in literal null (expecting 'u')"]
+            [
+                "data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\": invalid character 'o' in literal null (expecting 'u')"
+            ]
         );
         assert_eq!(check("example.com/own", json!({"any": "YQ=="})), Vec::<String>::new());
     }
@@ -655,8 +685,14 @@ mod tests {
             (CONFIG_MAPS.validate_update)(&new, &old, &mut faults);
             texts(faults)
         };
-        assert_eq!(check(json!({"immutable": true, "data": {"k": "w"}})), ["data: Forbidden: field is immutable when `immutable` is set"]);
-        assert_eq!(check(json!({"data": {"k": "v"}})), ["immutable: Forbidden: field is immutable when `immutable` is set"]);
+        assert_eq!(
+            check(json!({"immutable": true, "data": {"k": "w"}})),
+            ["data: Forbidden: field is immutable when `immutable` is set"]
+        );
+        assert_eq!(
+            check(json!({"data": {"k": "v"}})),
+            ["immutable: Forbidden: field is immutable when `immutable` is set"]
+        );
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::columns;
-use super::{batch, core as plain_kinds, others, pod, service, workloads};
 use super::json::{at, text};
 use super::{Builtin, Rules};
+use super::{batch, core as plain_kinds, limits, others, pod, service, workloads};
 use crate::resource::{
     Columns, Durability, NameRule, ResourceDef, ScalePaths, SelectableField, Strategy, Subresource, Text,
 };
@@ -151,16 +151,34 @@ fn core() -> Vec<Row> {
     const ALL: &[&str] = &["all"];
     vec![
         Row { transient: true, ..core("Binding", "bindings") },
-        Row { short_names: &["cm"], columns: plain_kinds::config_map_columns, rules: plain_kinds::CONFIG_MAPS, ..core("ConfigMap", "configmaps") },
-        Row { short_names: &["ep"], create_on_update: true, columns: service::endpoints_columns, rules: service::ENDPOINTS, ..core("Endpoints", "endpoints") },
+        Row {
+            short_names: &["cm"],
+            columns: plain_kinds::config_map_columns,
+            rules: plain_kinds::CONFIG_MAPS,
+            ..core("ConfigMap", "configmaps")
+        },
+        Row {
+            short_names: &["ep"],
+            create_on_update: true,
+            columns: service::endpoints_columns,
+            rules: service::ENDPOINTS,
+            ..core("Endpoints", "endpoints")
+        },
         Row {
             short_names: &["ev"],
             lazy: true,
             create_on_update: true,
             fields: EVENT_FIELDS,
-            columns: plain_kinds::event_columns, rules: plain_kinds::EVENTS, ..core("Event", "events")
+            columns: plain_kinds::event_columns,
+            rules: plain_kinds::EVENTS,
+            ..core("Event", "events")
         },
-        Row { short_names: &["limits"], create_on_update: true, ..core("LimitRange", "limitranges") },
+        Row {
+            short_names: &["limits"],
+            create_on_update: true,
+            rules: limits::RANGES,
+            ..core("LimitRange", "limitranges")
+        },
         Row {
             short_names: &["ns"],
             namespaced: false,
@@ -168,17 +186,33 @@ fn core() -> Vec<Row> {
             name_rule: NameRule::Label,
             subresources: &[("finalize", "", &["update"])],
             fields: &[field!("status.phase")],
-            columns: plain_kinds::namespace_columns, ..core("Namespace", "namespaces")
+            columns: plain_kinds::namespace_columns,
+            ..core("Namespace", "namespaces")
         },
         Row {
             short_names: &["no"],
             namespaced: false,
             status: true,
             fields: &[field!("spec.unschedulable", "false")],
-            columns: plain_kinds::node_columns, rules: plain_kinds::NODES, ..core("Node", "nodes")
+            columns: plain_kinds::node_columns,
+            rules: plain_kinds::NODES,
+            ..core("Node", "nodes")
         },
-        Row { short_names: &["pvc"], status: true, columns: plain_kinds::claim_columns, rules: plain_kinds::CLAIMS, ..core("PersistentVolumeClaim", "persistentvolumeclaims") },
-        Row { short_names: &["pv"], namespaced: false, status: true, columns: plain_kinds::volume_columns, rules: plain_kinds::VOLUMES, ..core("PersistentVolume", "persistentvolumes") },
+        Row {
+            short_names: &["pvc"],
+            status: true,
+            columns: plain_kinds::claim_columns,
+            rules: plain_kinds::CLAIMS,
+            ..core("PersistentVolumeClaim", "persistentvolumeclaims")
+        },
+        Row {
+            short_names: &["pv"],
+            namespaced: false,
+            status: true,
+            columns: plain_kinds::volume_columns,
+            rules: plain_kinds::VOLUMES,
+            ..core("PersistentVolume", "persistentvolumes")
+        },
         Row {
             short_names: &["po"],
             categories: ALL,
@@ -207,10 +241,17 @@ fn core() -> Vec<Row> {
             scale: true,
             generation: true,
             fields: &[field!("status.replicas", "0")],
-            columns: workloads::controller_columns, rules: workloads::CONTROLLERS, ..core("ReplicationController", "replicationcontrollers")
+            columns: workloads::controller_columns,
+            rules: workloads::CONTROLLERS,
+            ..core("ReplicationController", "replicationcontrollers")
         },
-        Row { short_names: &["quota"], status: true, ..core("ResourceQuota", "resourcequotas") },
-        Row { fields: &[field!("type")], columns: plain_kinds::secret_columns, rules: plain_kinds::SECRETS, ..core("Secret", "secrets") },
+        Row { short_names: &["quota"], status: true, rules: limits::QUOTAS, ..core("ResourceQuota", "resourcequotas") },
+        Row {
+            fields: &[field!("type")],
+            columns: plain_kinds::secret_columns,
+            rules: plain_kinds::SECRETS,
+            ..core("Secret", "secrets")
+        },
         Row {
             short_names: &["sa"],
             subresources: &[("token", "authentication.k8s.io/v1/TokenRequest", &["create"])],
@@ -223,7 +264,9 @@ fn core() -> Vec<Row> {
             create_on_update: true,
             name_rule: NameRule::Label1035,
             fields: &[field!("spec.clusterIP"), field!("spec.type")],
-            columns: service::columns, rules: service::RULES, ..core("Service", "services")
+            columns: service::columns,
+            rules: service::RULES,
+            ..core("Service", "services")
         },
     ]
 }
@@ -233,18 +276,50 @@ fn apps_and_batch() -> Vec<Row> {
         |kind, plural| Row { status: true, generation: true, categories: &["all"], ..row("apps", "v1", kind, plural) };
     let batch_row = |kind, plural| Row { group: "batch", ..apps(kind, plural) };
     vec![
-        Row { rules: workloads::CONTROLLER_REVISIONS, ..row("apps", "v1", "ControllerRevision", "controllerrevisions") },
-        Row { short_names: &["ds"], columns: workloads::daemon_set_columns, rules: workloads::DAEMON_SETS, ..apps("DaemonSet", "daemonsets") },
-        Row { short_names: &["deploy"], scale: true, columns: workloads::deployment_columns, rules: workloads::DEPLOYMENTS, ..apps("Deployment", "deployments") },
+        Row {
+            rules: workloads::CONTROLLER_REVISIONS,
+            ..row("apps", "v1", "ControllerRevision", "controllerrevisions")
+        },
+        Row {
+            short_names: &["ds"],
+            columns: workloads::daemon_set_columns,
+            rules: workloads::DAEMON_SETS,
+            ..apps("DaemonSet", "daemonsets")
+        },
+        Row {
+            short_names: &["deploy"],
+            scale: true,
+            columns: workloads::deployment_columns,
+            rules: workloads::DEPLOYMENTS,
+            ..apps("Deployment", "deployments")
+        },
         Row {
             short_names: &["rs"],
             scale: true,
             fields: &[field!("status.replicas", "0")],
-            columns: workloads::replica_set_columns, rules: workloads::REPLICA_SETS, ..apps("ReplicaSet", "replicasets")
+            columns: workloads::replica_set_columns,
+            rules: workloads::REPLICA_SETS,
+            ..apps("ReplicaSet", "replicasets")
         },
-        Row { short_names: &["sts"], scale: true, columns: workloads::stateful_set_columns, rules: workloads::STATEFUL_SETS, ..apps("StatefulSet", "statefulsets") },
-        Row { short_names: &["cj"], columns: batch::cron_job_columns, rules: batch::CRON_JOBS, ..batch_row("CronJob", "cronjobs") },
-        Row { fields: &[field!("status.successful", "0")], columns: batch::job_columns, rules: batch::JOBS, ..batch_row("Job", "jobs") },
+        Row {
+            short_names: &["sts"],
+            scale: true,
+            columns: workloads::stateful_set_columns,
+            rules: workloads::STATEFUL_SETS,
+            ..apps("StatefulSet", "statefulsets")
+        },
+        Row {
+            short_names: &["cj"],
+            columns: batch::cron_job_columns,
+            rules: batch::CRON_JOBS,
+            ..batch_row("CronJob", "cronjobs")
+        },
+        Row {
+            fields: &[field!("status.successful", "0")],
+            columns: batch::job_columns,
+            rules: batch::JOBS,
+            ..batch_row("Job", "jobs")
+        },
     ]
 }
 
@@ -257,7 +332,8 @@ fn others() -> Vec<Row> {
         status: true,
         ..row("autoscaling", version, "HorizontalPodAutoscaler", "horizontalpodautoscalers")
     };
-    let (binding_columns, role_columns): (fn() -> Columns, fn() -> Columns) = (others::binding_columns, others::role_columns);
+    let (binding_columns, role_columns): (fn() -> Columns, fn() -> Columns) =
+        (others::binding_columns, others::role_columns);
     let rbac = |kind, plural, namespaced, rules, columns| Row {
         rules,
         columns,
@@ -292,28 +368,40 @@ fn others() -> Vec<Row> {
             lazy: true,
             unconditional_update: false,
             create_on_update: true,
-            columns: others::lease_columns, rules: others::LEASES, ..row("coordination.k8s.io", "v1", "Lease", "leases")
+            columns: others::lease_columns,
+            rules: others::LEASES,
+            ..row("coordination.k8s.io", "v1", "Lease", "leases")
         },
-        Row { generation: true, columns: service::slice_columns, rules: service::SLICES, ..row("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices") },
+        Row {
+            generation: true,
+            columns: service::slice_columns,
+            rules: service::SLICES,
+            ..row("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
+        },
         Row {
             short_names: &["ev"],
             lazy: true,
             create_on_update: true,
             storage_group: Some(""),
             fields: NEW_EVENT_FIELDS,
-            columns: plain_kinds::event_columns, rules: plain_kinds::NEW_EVENTS, ..row("events.k8s.io", "v1", "Event", "events")
+            columns: plain_kinds::event_columns,
+            rules: plain_kinds::NEW_EVENTS,
+            ..row("events.k8s.io", "v1", "Event", "events")
         },
         Row { generation: true, ..cluster("networking.k8s.io", "IngressClass", "ingressclasses") },
         Row {
             short_names: &["ing"],
             status: true,
             generation: true,
-            columns: others::ingress_columns, rules: others::INGRESSES, ..row("networking.k8s.io", "v1", "Ingress", "ingresses")
+            columns: others::ingress_columns,
+            rules: others::INGRESSES,
+            ..row("networking.k8s.io", "v1", "Ingress", "ingresses")
         },
         Row {
             short_names: &["netpol"],
             generation: true,
-            rules: others::POLICIES, ..row("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
+            rules: others::POLICIES,
+            ..row("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
         },
         Row { unconditional_update: false, ..cluster("node.k8s.io", "RuntimeClass", "runtimeclasses") },
         Row {
@@ -321,7 +409,9 @@ fn others() -> Vec<Row> {
             status: true,
             generation: true,
             unconditional_update: false,
-            columns: others::budget_columns, rules: others::BUDGETS, ..row("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
+            columns: others::budget_columns,
+            rules: others::BUDGETS,
+            ..row("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
         },
         rbac("ClusterRoleBinding", "clusterrolebindings", false, others::CLUSTER_BINDINGS, binding_columns),
         rbac("ClusterRole", "clusterroles", false, others::CLUSTER_ROLES, role_columns),
@@ -330,11 +420,16 @@ fn others() -> Vec<Row> {
         Row {
             short_names: &["pc"],
             generation: true,
-            rules: others::PRIORITY_CLASSES, ..cluster("scheduling.k8s.io", "PriorityClass", "priorityclasses")
+            rules: others::PRIORITY_CLASSES,
+            ..cluster("scheduling.k8s.io", "PriorityClass", "priorityclasses")
         },
         Row { generation: true, unconditional_update: false, ..cluster("storage.k8s.io", "CSIDriver", "csidrivers") },
         Row { unconditional_update: false, ..cluster("storage.k8s.io", "CSINode", "csinodes") },
-        Row { short_names: &["sc"], rules: others::STORAGE_CLASSES, ..cluster("storage.k8s.io", "StorageClass", "storageclasses") },
+        Row {
+            short_names: &["sc"],
+            rules: others::STORAGE_CLASSES,
+            ..cluster("storage.k8s.io", "StorageClass", "storageclasses")
+        },
         Row {
             status: true,
             unconditional_update: false,

@@ -7,6 +7,7 @@ mod batch;
 mod columns;
 mod core;
 mod json;
+mod limits;
 mod list;
 mod names;
 mod others;
@@ -22,6 +23,8 @@ use serde_json::Value;
 
 use crate::resource::{FieldError, ListType, PatchMerge, ResourceDef, Strategy};
 use schema::conform;
+
+pub use pod::admission::{Lookup, admit as admit_pod};
 
 /// Every built-in resource.
 pub fn builtin() -> Vec<ResourceDef> {

@@ -27,10 +27,9 @@ pub const LEASES: Rules = Rules {
 
 /// Columns of Leases.
 pub fn lease_columns() -> Columns {
-    make(
-        &[NAME, ("Holder", "string", 0, Doc::Of("coordination.v1.LeaseSpec", "holderIdentity")), AGE],
-        |lease, now| vec![json!(text(lease, "metadata.name")), json!(text(lease, "spec.holderIdentity")), age(lease, now)],
-    )
+    make(&[NAME, ("Holder", "string", 0, Doc::Of("coordination.v1.LeaseSpec", "holderIdentity")), AGE], |lease, now| {
+        vec![json!(text(lease, "metadata.name")), json!(text(lease, "spec.holderIdentity")), age(lease, now)]
+    })
 }
 
 pub const AUTOSCALERS: Rules = Rules {
@@ -137,7 +136,8 @@ fn stored_to_old_autoscaler(scaler: &mut Value) {
         set(annotations, METRICS_ANNOTATION, Value::Array(others).to_string());
     }
     if let Some(status) = scaler.get_mut("status") {
-        let percent = items(status, "currentMetrics").iter().find_map(|m| number(m, "resource.current.averageUtilization"));
+        let percent =
+            items(status, "currentMetrics").iter().find_map(|m| number(m, "resource.current.averageUtilization"));
         if let Some(percent) = percent {
             set(status, "currentCPUUtilizationPercentage", percent);
         }
@@ -217,7 +217,8 @@ fn target(metric: &Value, current: &Value) -> String {
                 "" => "<unknown>",
                 now => now,
             };
-            let average = if field == "averageValue" && source != "resource" && source != "pods" { " (avg)" } else { "" };
+            let average =
+                if field == "averageValue" && source != "resource" && source != "pods" { " (avg)" } else { "" };
             format!("{now}/{}{average}", text(wanted, field))
         }
     };
@@ -257,7 +258,12 @@ pub fn budget_columns() -> Columns {
             NAME,
             ("Min Available", "string", 0, Doc::Own("The minimum number of pods that must be available.")),
             ("Max Unavailable", "string", 0, Doc::Own("The maximum number of pods that may be unavailable.")),
-            ("Allowed Disruptions", "integer", 0, Doc::Own("Calculated number of pods that may be disrupted at this time.")),
+            (
+                "Allowed Disruptions",
+                "integer",
+                0,
+                Doc::Own("Calculated number of pods that may be disrupted at this time."),
+            ),
             AGE,
         ],
         |budget, now| {
@@ -295,7 +301,9 @@ fn validate_ingress(ingress: &Value, faults: &mut Faults) {
             faults.push(FieldError::invalid(format!("{path}.host"), host, "must be a DNS name, not an IP address"));
         } else if !host.is_empty() {
             let plain = host.strip_prefix("*.").unwrap_or(host);
-            faults.extend(names::subdomain(plain).into_iter().map(|why| FieldError::invalid(format!("{path}.host"), host, why)));
+            faults.extend(
+                names::subdomain(plain).into_iter().map(|why| FieldError::invalid(format!("{path}.host"), host, why)),
+            );
         }
         let http = at(rule, "http");
         if http.is_null() {
@@ -354,8 +362,18 @@ pub fn ingress_columns() -> Columns {
     make(
         &[
             NAME,
-            ("Class", "string", 0, Doc::Own("The name of the IngressClass resource that should be used for additional configuration")),
-            ("Hosts", "string", 0, Doc::Own("Hosts that incoming requests are matched against before the ingress rule")),
+            (
+                "Class",
+                "string",
+                0,
+                Doc::Own("The name of the IngressClass resource that should be used for additional configuration"),
+            ),
+            (
+                "Hosts",
+                "string",
+                0,
+                Doc::Own("Hosts that incoming requests are matched against before the ingress rule"),
+            ),
             ("Address", "string", 0, Doc::Own("Address is a list containing ingress points for the load-balancer")),
             ("Ports", "string", 0, Doc::Own("Ports of TLS configurations that open")),
             AGE,
@@ -365,7 +383,11 @@ pub fn ingress_columns() -> Columns {
                 "" => "<none>",
                 class => class,
             };
-            let hosts: Vec<&str> = items(ingress, "spec.rules").iter().map(|rule| text(rule, "host")).filter(|host| !host.is_empty()).collect();
+            let hosts: Vec<&str> = items(ingress, "spec.rules")
+                .iter()
+                .map(|rule| text(rule, "host"))
+                .filter(|host| !host.is_empty())
+                .collect();
             let hosts = match hosts.len() {
                 0 => "*".to_string(),
                 1..=3 => hosts.join(","),
@@ -487,7 +509,8 @@ pub const PRIORITY_CLASSES: Rules = Rules {
         }
         let value = number(class, "value").unwrap_or(0);
         if value > 1_000_000_000 && !name.starts_with("system-") {
-            faults.push(FieldError::forbidden("value", "maximum allowed value of a user defined priority is 1000000000"));
+            faults
+                .push(FieldError::forbidden("value", "maximum allowed value of a user defined priority is 1000000000"));
         }
     },
     validate_update: |new, old, faults| {
@@ -537,10 +560,16 @@ fn rules(role: &Value, namespaced: bool, faults: &mut Faults) {
             continue;
         }
         if items(rule, "apiGroups").is_empty() {
-            faults.push(FieldError::required(format!("{path}.apiGroups"), "resource rules must supply at least one api group"));
+            faults.push(FieldError::required(
+                format!("{path}.apiGroups"),
+                "resource rules must supply at least one api group",
+            ));
         }
         if items(rule, "resources").is_empty() {
-            faults.push(FieldError::required(format!("{path}.resources"), "resource rules must supply at least one resource"));
+            faults.push(FieldError::required(
+                format!("{path}.resources"),
+                "resource rules must supply at least one resource",
+            ));
         }
     }
 }
@@ -685,7 +714,10 @@ fn validate_webhooks(configuration: &Value, faults: &mut Faults) {
         }
         let versions = items(webhook, "admissionReviewVersions");
         if versions.is_empty() {
-            faults.push(FieldError::required(format!("{path}.admissionReviewVersions"), "must specify one of v1, v1beta1"));
+            faults.push(FieldError::required(
+                format!("{path}.admissionReviewVersions"),
+                "must specify one of v1, v1beta1",
+            ));
         }
         let effects = text(webhook, "sideEffects");
         if !matches!(effects, "None" | "NoneOnDryRun") {
@@ -772,7 +804,10 @@ mod tests {
             ["spec.minAvailable: Invalid value: \"150%\": must not be greater than 100%"]
         );
         assert_eq!(
-            texts(INGRESSES.validate, json!({"spec": {"rules": [{"http": {"paths": [{"path": "nope", "pathType": "Exact", "backend": {}}]}}]}})),
+            texts(
+                INGRESSES.validate,
+                json!({"spec": {"rules": [{"http": {"paths": [{"path": "nope", "pathType": "Exact", "backend": {}}]}}]}})
+            ),
             [
                 "spec.rules[0].http.paths[0].path: Invalid value: \"nope\": must be an absolute path",
                 "spec.rules[0].http.paths[0].backend: Invalid value: \"\": resource or service backend is required",
@@ -780,7 +815,9 @@ mod tests {
         );
         assert_eq!(
             texts(POLICIES.validate, json!({"spec": {"ingress": [{"from": [{"ipBlock": {"cidr": "nope"}}]}]}})),
-            ["spec.ingress[0].from[0].ipBlock.cidr: Invalid value: \"nope\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"]
+            [
+                "spec.ingress[0].from[0].ipBlock.cidr: Invalid value: \"nope\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"
+            ]
         );
         assert_eq!(
             texts(ROLES.validate, json!({"rules": [{"apiGroups": [""], "resources": ["pods"]}]})),

@@ -90,7 +90,10 @@ fn default(service: &mut Value) {
     fill(spec, "type", "ClusterIP");
     for port in items_mut(spec, "ports") {
         fill(port, "protocol", "TCP");
-        if matches!(at(port, "targetPort"), Value::Null) || at(port, "targetPort") == &json!(0) || at(port, "targetPort") == &json!("") {
+        if matches!(at(port, "targetPort"), Value::Null)
+            || at(port, "targetPort") == &json!(0)
+            || at(port, "targetPort") == &json!("")
+        {
             let target = at(port, "port").clone();
             set(port, "targetPort", target);
         }
@@ -126,7 +129,8 @@ fn complete(spec: &mut Value) {
     fill(spec, "ipFamilyPolicy", policy);
     fill(spec, "ipFamilies", families);
     if opens_node_ports(spec) {
-        let mut taken: BTreeSet<i64> = items(spec, "ports").iter().filter_map(|port| number(port, "nodePort")).collect();
+        let mut taken: BTreeSet<i64> =
+            items(spec, "ports").iter().filter_map(|port| number(port, "nodePort")).collect();
         for port in items_mut(spec, "ports") {
             if number(port, "nodePort").unwrap_or(0) == 0 {
                 set(port, "nodePort", free_port(&mut taken));
@@ -216,7 +220,8 @@ fn keep_addresses(spec: &mut Value, old: &Value) {
 fn keep_node_ports(spec: &mut Value, old: &Value) {
     for port in items_mut(spec, "ports") {
         if number(port, "nodePort").unwrap_or(0) == 0 {
-            let same = |other: &&Value| at(other, "port") == at(port, "port") && at(other, "protocol") == at(port, "protocol");
+            let same =
+                |other: &&Value| at(other, "port") == at(port, "port") && at(other, "protocol") == at(port, "protocol");
             if let Some(before) = items(old, "ports").iter().find(same).and_then(|other| number(other, "nodePort")) {
                 set(port, "nodePort", before);
             }
@@ -237,7 +242,9 @@ fn validate(service: &Value, faults: &mut Faults) {
         if name.is_empty() {
             faults.push(FieldError::required("spec.externalName", ""));
         } else {
-            faults.extend(names::subdomain(name).into_iter().map(|why| FieldError::invalid("spec.externalName", name, why)));
+            faults.extend(
+                names::subdomain(name).into_iter().map(|why| FieldError::invalid("spec.externalName", name, why)),
+            );
         }
         if !cluster_ip.is_empty() {
             faults.push(FieldError::forbidden("spec.clusterIPs", "may not be set for ExternalName services"));
@@ -255,9 +262,12 @@ fn validate(service: &Value, faults: &mut Faults) {
     }
     ports(spec, faults);
     for (key, value) in entries(spec, "selector") {
-        faults.extend(names::qualified(key).into_iter().map(|why| FieldError::invalid("spec.selector", key.as_str(), why)));
+        faults.extend(
+            names::qualified(key).into_iter().map(|why| FieldError::invalid("spec.selector", key.as_str(), why)),
+        );
         let value = value.as_str().unwrap_or_default();
-        faults.extend(names::label_value(value).into_iter().map(|why| FieldError::invalid("spec.selector", value, why)));
+        faults
+            .extend(names::label_value(value).into_iter().map(|why| FieldError::invalid("spec.selector", value, why)));
     }
 }
 
@@ -272,7 +282,9 @@ fn ports(spec: &Value, faults: &mut Faults) {
                 faults.push(FieldError::required(format!("{path}.name"), ""));
             }
         } else {
-            faults.extend(names::label(name).into_iter().map(|why| FieldError::invalid(format!("{path}.name"), name, why)));
+            faults.extend(
+                names::label(name).into_iter().map(|why| FieldError::invalid(format!("{path}.name"), name, why)),
+            );
             if !seen_names.insert(name) {
                 faults.push(FieldError::duplicate(format!("{path}.name"), name));
             }
@@ -287,7 +299,11 @@ fn ports(spec: &Value, faults: &mut Faults) {
         }
         match at(port, "targetPort") {
             Value::String(name) => {
-                faults.extend(names::port_name(name).into_iter().map(|why| FieldError::invalid(format!("{path}.targetPort"), name.as_str(), why)));
+                faults.extend(
+                    names::port_name(name)
+                        .into_iter()
+                        .map(|why| FieldError::invalid(format!("{path}.targetPort"), name.as_str(), why)),
+                );
             }
             other => {
                 let value = other.as_i64().unwrap_or(0);
@@ -364,7 +380,9 @@ fn cells(service: &Value, now: Timestamp) -> Vec<Value> {
     let ports: Vec<String> = items(spec, "ports")
         .iter()
         .map(|port| match number(port, "nodePort") {
-            Some(node) if node > 0 => format!("{}:{node}/{}", number(port, "port").unwrap_or(0), text(port, "protocol")),
+            Some(node) if node > 0 => {
+                format!("{}:{node}/{}", number(port, "port").unwrap_or(0), text(port, "protocol"))
+            }
             _ => format!("{}/{}", number(port, "port").unwrap_or(0), text(port, "protocol")),
         })
         .collect();
@@ -479,7 +497,10 @@ mod tests {
         assert_eq!(headless["spec"]["ipFamilyPolicy"], "RequireDualStack");
         assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
         let named = created(json!({"type": "ExternalName", "externalName": "x.example.com"}));
-        assert_eq!(named["spec"], json!({"type": "ExternalName", "externalName": "x.example.com", "sessionAffinity": "None"}));
+        assert_eq!(
+            named["spec"],
+            json!({"type": "ExternalName", "externalName": "x.example.com", "sessionAffinity": "None"})
+        );
         let node = created(json!({"ports": [{"port": 80}], "selector": {"a": "b"}, "type": "NodePort"}));
         assert!(NODE_PORTS.contains(&node["spec"]["ports"][0]["nodePort"].as_i64().expect("a port")));
     }

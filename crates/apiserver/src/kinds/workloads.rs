@@ -226,12 +226,20 @@ fn selector(object: &Value, owner: &str, faults: &mut Faults) {
             return;
         }
         if empty {
-            faults.push(FieldError::invalid("spec.selector", selector.clone(), format!("empty selector is invalid for {owner}")));
+            faults.push(FieldError::invalid(
+                "spec.selector",
+                selector.clone(),
+                format!("empty selector is invalid for {owner}"),
+            ));
             return;
         }
     }
     if !selects(selector, labels) {
-        faults.push(FieldError::invalid("spec.template.metadata.labels", labels.clone(), "`selector` does not match template `labels`"));
+        faults.push(FieldError::invalid(
+            "spec.template.metadata.labels",
+            labels.clone(),
+            "`selector` does not match template `labels`",
+        ));
     }
 }
 
@@ -253,13 +261,21 @@ fn immutable_selector(new: &Value, old: &Value, faults: &mut Faults) {
 
 fn validate_deployment(deployment: &Value, faults: &mut Faults) {
     let spec = at(deployment, "spec");
-    not_negative(deployment, &["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], faults);
+    not_negative(
+        deployment,
+        &["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"],
+        faults,
+    );
     selector(deployment, "deployment", faults);
     template_always(deployment, "ReplicaSet", faults);
     strategy(at(spec, "strategy"), faults);
     let (deadline, ready) = (number(spec, "progressDeadlineSeconds"), number(spec, "minReadySeconds").unwrap_or(0));
     if let Some(deadline) = deadline.filter(|deadline| *deadline <= ready) {
-        faults.push(FieldError::invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds"));
+        faults.push(FieldError::invalid(
+            "spec.progressDeadlineSeconds",
+            deadline,
+            "must be greater than minReadySeconds",
+        ));
     }
 }
 
@@ -323,7 +339,15 @@ pub fn at_most_all(value: &Value, path: &str, faults: &mut Faults) {
 }
 
 fn stateful_set_update(new: &Value, old: &Value, faults: &mut Faults) {
-    const FREE: [&str; 7] = ["replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit", "persistentVolumeClaimRetentionPolicy", "minReadySeconds"];
+    const FREE: [&str; 7] = [
+        "replicas",
+        "ordinals",
+        "template",
+        "updateStrategy",
+        "revisionHistoryLimit",
+        "persistentVolumeClaimRetentionPolicy",
+        "minReadySeconds",
+    ];
     labels_of_update(new, faults);
     let fixed = |object: &Value| {
         let mut spec = at(object, "spec").clone();
@@ -337,8 +361,10 @@ fn stateful_set_update(new: &Value, old: &Value, faults: &mut Faults) {
     }
 }
 
-const CONTAINERS: super::columns::Head = ("Containers", "string", 1, Doc::Own("Names of each container in the template."));
-const IMAGES: super::columns::Head = ("Images", "string", 1, Doc::Own("Images referenced by each container in the template."));
+const CONTAINERS: super::columns::Head =
+    ("Containers", "string", 1, Doc::Own("Names of each container in the template."));
+const IMAGES: super::columns::Head =
+    ("Images", "string", 1, Doc::Own("Images referenced by each container in the template."));
 
 /// Names and images of a template's containers.
 pub fn containers(object: &Value, path: &str) -> [Value; 2] {
@@ -431,13 +457,7 @@ fn replica_cells(set: &Value, now: Timestamp, selector: String) -> Vec<Value> {
 /// Columns of StatefulSets.
 pub fn stateful_set_columns() -> Columns {
     make(
-        &[
-            NAME,
-            ("Ready", "string", 0, Doc::Own("Number of the pod with ready state")),
-            AGE,
-            CONTAINERS,
-            IMAGES,
-        ],
+        &[NAME, ("Ready", "string", 0, Doc::Own("Number of the pod with ready state")), AGE, CONTAINERS, IMAGES],
         |set, now| {
             let count = |path: &str| number(set, path).unwrap_or(0);
             let [names, images] = containers(set, "spec.template.spec");

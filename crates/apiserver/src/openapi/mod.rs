@@ -172,7 +172,10 @@ mod tests {
         let document = document_v2(&of(&defs));
         let map = &document["definitions"]["io.k8s.api.core.v1.ConfigMap"];
         assert_eq!(map["type"], "object");
-        assert_eq!(map["x-kubernetes-group-version-kind"], json!([{"group": "", "kind": "ConfigMap", "version": "v1"}]));
+        assert_eq!(
+            map["x-kubernetes-group-version-kind"],
+            json!([{"group": "", "kind": "ConfigMap", "version": "v1"}])
+        );
     }
 
     #[test]
@@ -180,7 +183,8 @@ mod tests {
         let mut def = built_in().remove(1);
         def.group = "example.com".into();
         let (one, two) = (json!({"type": "object"}), json!({"type": "string"}));
-        let url = |schema| index(&[Resource { def: &def, schema: Some(schema) }])["paths"]["apis/example.com/v1"].clone();
+        let url =
+            |schema| index(&[Resource { def: &def, schema: Some(schema) }])["paths"]["apis/example.com/v1"].clone();
         assert_ne!(url(&one), url(&two));
     }
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
-use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::JsonSchema;
+use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::{Resource, kind_of};
@@ -62,9 +62,13 @@ fn add_type(name: &str, generator: &mut SchemaGenerator) -> bool {
         "batch.v1.CronJob" => add::<k8s_openapi::api::batch::v1::CronJob>(generator),
         "discovery.v1.EndpointSlice" => add::<k8s_openapi::api::discovery::v1::EndpointSlice>(generator),
         "coordination.v1.Lease" => add::<k8s_openapi::api::coordination::v1::Lease>(generator),
-        "autoscaling.v1.HorizontalPodAutoscaler" => add::<k8s_openapi::api::autoscaling::v1::HorizontalPodAutoscaler>(generator),
+        "autoscaling.v1.HorizontalPodAutoscaler" => {
+            add::<k8s_openapi::api::autoscaling::v1::HorizontalPodAutoscaler>(generator)
+        }
         "autoscaling.v1.Scale" => add::<k8s_openapi::api::autoscaling::v1::Scale>(generator),
-        "autoscaling.v2.HorizontalPodAutoscaler" => add::<k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler>(generator),
+        "autoscaling.v2.HorizontalPodAutoscaler" => {
+            add::<k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler>(generator)
+        }
         "networking.v1.Ingress" => add::<k8s_openapi::api::networking::v1::Ingress>(generator),
         "networking.v1.IngressClass" => add::<k8s_openapi::api::networking::v1::IngressClass>(generator),
         "networking.v1.NetworkPolicy" => add::<k8s_openapi::api::networking::v1::NetworkPolicy>(generator),
@@ -80,17 +84,33 @@ fn add_type(name: &str, generator: &mut SchemaGenerator) -> bool {
         "storage.v1.VolumeAttachment" => add::<k8s_openapi::api::storage::v1::VolumeAttachment>(generator),
         "scheduling.v1.PriorityClass" => add::<k8s_openapi::api::scheduling::v1::PriorityClass>(generator),
         "node.v1.RuntimeClass" => add::<k8s_openapi::api::node::v1::RuntimeClass>(generator),
-        "admissionregistration.v1.MutatingWebhookConfiguration" => add::<k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration>(generator),
-        "admissionregistration.v1.ValidatingWebhookConfiguration" => add::<k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration>(generator),
+        "admissionregistration.v1.MutatingWebhookConfiguration" => {
+            add::<k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration>(generator)
+        }
+        "admissionregistration.v1.ValidatingWebhookConfiguration" => {
+            add::<k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration>(generator)
+        }
         "events.v1.Event" => add::<k8s_openapi::api::events::v1::Event>(generator),
         "authentication.v1.TokenReview" => add::<k8s_openapi::api::authentication::v1::TokenReview>(generator),
         "authentication.v1.TokenRequest" => add::<k8s_openapi::api::authentication::v1::TokenRequest>(generator),
-        "authentication.v1.SelfSubjectReview" => add::<k8s_openapi::api::authentication::v1::SelfSubjectReview>(generator),
-        "authorization.v1.SubjectAccessReview" => add::<k8s_openapi::api::authorization::v1::SubjectAccessReview>(generator),
-        "authorization.v1.SelfSubjectAccessReview" => add::<k8s_openapi::api::authorization::v1::SelfSubjectAccessReview>(generator),
-        "authorization.v1.LocalSubjectAccessReview" => add::<k8s_openapi::api::authorization::v1::LocalSubjectAccessReview>(generator),
-        "authorization.v1.SelfSubjectRulesReview" => add::<k8s_openapi::api::authorization::v1::SelfSubjectRulesReview>(generator),
-        "apiextensions.v1.CustomResourceDefinition" => add::<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition>(generator),
+        "authentication.v1.SelfSubjectReview" => {
+            add::<k8s_openapi::api::authentication::v1::SelfSubjectReview>(generator)
+        }
+        "authorization.v1.SubjectAccessReview" => {
+            add::<k8s_openapi::api::authorization::v1::SubjectAccessReview>(generator)
+        }
+        "authorization.v1.SelfSubjectAccessReview" => {
+            add::<k8s_openapi::api::authorization::v1::SelfSubjectAccessReview>(generator)
+        }
+        "authorization.v1.LocalSubjectAccessReview" => {
+            add::<k8s_openapi::api::authorization::v1::LocalSubjectAccessReview>(generator)
+        }
+        "authorization.v1.SelfSubjectRulesReview" => {
+            add::<k8s_openapi::api::authorization::v1::SelfSubjectRulesReview>(generator)
+        }
+        "apiextensions.v1.CustomResourceDefinition" => add::<
+            k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+        >(generator),
         "meta.v1.DeleteOptions" => add::<k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions>(generator),
         _ => false,
     }
@@ -186,7 +206,9 @@ pub fn add_custom(resource: &Resource<'_>, definitions: &mut Map<String, Value>)
     let Some(schema) = resource.schema else { return };
     let mut definition = if schema.is_object() { schema.clone() } else { json!({"type": "object"}) };
     let text = |description: &str| json!({"type": "string", "description": description});
-    if definition.get("properties").is_some_and(Value::is_object) || definition.get("x-kubernetes-preserve-unknown-fields").is_none() {
+    if definition.get("properties").is_some_and(Value::is_object)
+        || definition.get("x-kubernetes-preserve-unknown-fields").is_none()
+    {
         let properties = &mut definition["properties"];
         if !properties.is_object() {
             *properties = json!({});
@@ -219,7 +241,6 @@ static DESCRIPTIONS: LazyLock<HashMap<(String, String), String>> = LazyLock::new
     found
 });
 
-
 fn heads_column(kind: &str, field: &str) -> bool {
     const FIELDS: [(&str, &[&str]); 24] = [
         ("meta.v1.ObjectMeta", &["name", "creationTimestamp"]),
@@ -228,12 +249,18 @@ fn heads_column(kind: &str, field: &str) -> bool {
         ("core.v1.ServiceSpec", &["type", "clusterIP", "externalIPs", "ports", "selector"]),
         ("core.v1.ConfigMap", &["data"]),
         ("core.v1.Secret", &["type", "data"]),
-        ("core.v1.Event", &["type", "reason", "involvedObject", "source", "message", "firstTimestamp", "lastTimestamp", "count"]),
+        (
+            "core.v1.Event",
+            &["type", "reason", "involvedObject", "source", "message", "firstTimestamp", "lastTimestamp", "count"],
+        ),
         ("core.v1.ObjectReference", &["fieldPath"]),
         ("core.v1.NodeSystemInfo", &["kubeletVersion", "osImage", "kernelVersion", "containerRuntimeVersion"]),
         ("core.v1.NodeStatus", &["addresses"]),
         ("core.v1.PersistentVolumeClaimStatus", &["phase", "capacity", "accessModes"]),
-        ("core.v1.PersistentVolumeClaimSpec", &["volumeName", "storageClassName", "volumeMode", "volumeAttributesClassName"]),
+        (
+            "core.v1.PersistentVolumeClaimSpec",
+            &["volumeName", "storageClassName", "volumeMode", "volumeAttributesClassName"],
+        ),
         ("apps.v1.ReplicaSetSpec", &["replicas", "selector"]),
         ("apps.v1.ReplicaSetStatus", &["replicas", "readyReplicas"]),
         ("apps.v1.DeploymentSpec", &["selector"]),

@@ -150,7 +150,13 @@ impl Decoder {
 
     /// Decodes the fields of a message; `outer` is the type whose JSON they belong to, which differs from `kind` for
     /// messages that are inlined in JSON.
-    fn fields(&mut self, kind: &Type, outer: &Type, bytes: &[u8], map: &mut Map<String, Value>) -> Result<(), ProtoError> {
+    fn fields(
+        &mut self,
+        kind: &Type,
+        outer: &Type,
+        bytes: &[u8],
+        map: &mut Map<String, Value>,
+    ) -> Result<(), ProtoError> {
         for field in Fields::new(bytes) {
             let (number, value) = field?;
             self.count()?;

@@ -49,10 +49,14 @@ fn body(version: &str, kind: &str, object: Message) -> Vec<u8> {
 
 #[test]
 fn a_config_map_with_the_zeros_that_clients_send() {
-    let metadata = message().text(1, "a").text(2, "").text(3, "").text(5, "").number(7, 0).message(8, message()).message(
-        11,
-        message().text(1, "app").text(2, "x"),
-    );
+    let metadata = message()
+        .text(1, "a")
+        .text(2, "")
+        .text(3, "")
+        .text(5, "")
+        .number(7, 0)
+        .message(8, message())
+        .message(11, message().text(1, "app").text(2, "x"));
     let map = message()
         .message(1, metadata)
         .message(2, message().text(1, "k").text(2, "v"))
@@ -66,14 +70,22 @@ fn a_config_map_with_the_zeros_that_clients_send() {
 
 #[test]
 fn special_types_and_inlined_messages() {
-    let port = message().text(1, "").text(2, "TCP").number(3, 80).message(4, message().number(1, 1).number(2, 0).text(3, "http")).number(5, 0);
+    let port = message()
+        .text(1, "")
+        .text(2, "TCP")
+        .number(3, 80)
+        .message(4, message().number(1, 1).number(2, 0).text(3, "http"))
+        .number(5, 0);
     let service = message().message(1, message().text(1, "s")).message(2, message().message(1, port));
     let decoded = decode(&body("v1", "Service", service)).expect("a service");
     assert_eq!(decoded["spec"]["ports"], json!([{"protocol": "TCP", "port": 80, "targetPort": "http"}]));
 
     let volume = message().text(1, "v").message(2, message().message(6, message().text(1, "secret")));
     let probe = message()
-        .message(1, message().message(2, message().text(1, "/").message(2, message().number(1, 0).number(2, 8080).text(3, ""))))
+        .message(
+            1,
+            message().message(2, message().text(1, "/").message(2, message().number(1, 0).number(2, 8080).text(3, ""))),
+        )
         .number(2, 0)
         .number(3, 1);
     let limits = message().message(1, message().text(1, "cpu").message(2, message().text(1, "500m")));
@@ -81,7 +93,9 @@ fn special_types_and_inlined_messages() {
     let container =
         message().text(1, "c").text(2, "i").message(8, limits).message(10, probe).message(15, security).number(16, 0);
     let spec = message().message(1, volume).message(2, container).number(4, 30).number(11, 0);
-    let pod = message().message(1, message().text(1, "p").message(8, message().number(1, 1_577_836_800).number(2, 0))).message(2, spec);
+    let pod = message()
+        .message(1, message().text(1, "p").message(8, message().number(1, 1_577_836_800).number(2, 0)))
+        .message(2, spec);
     let decoded = decode(&body("v1", "Pod", pod)).expect("a pod");
     assert_eq!(decoded["metadata"]["creationTimestamp"], "2020-01-01T00:00:00Z");
     assert_eq!(decoded["spec"]["volumes"], json!([{"name": "v", "secret": {"secretName": "secret"}}]));
@@ -98,7 +112,9 @@ fn options_come_under_any_group_version() {
     let options = message().number(1, 0).text(4, "Foreground");
     assert_eq!(
         decode(&body("apps/v1", "DeleteOptions", options)),
-        Ok(json!({"apiVersion": "apps/v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0, "propagationPolicy": "Foreground"}))
+        Ok(
+            json!({"apiVersion": "apps/v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0, "propagationPolicy": "Foreground"})
+        )
     );
 }
 
@@ -109,9 +125,15 @@ fn json_schemas_keep_their_unions() {
         .message(30, message().number(1, 1))
         .message(29, message().text(1, "n").message(2, message().text(5, "integer").message(8, message().text(1, "3"))))
         .message(24, message().message(1, message().text(5, "string")));
-    let version = message().text(1, "v1").number(2, 1).number(3, 1).message(4, message().message(1, schema)).message(5, message().message(1, message()));
+    let version = message()
+        .text(1, "v1")
+        .number(2, 1)
+        .number(3, 1)
+        .message(4, message().message(1, schema))
+        .message(5, message().message(1, message()));
     let spec = message().text(1, "example.com").message(7, version).text(4, "Namespaced");
-    let decoded = decode(&body("apiextensions.k8s.io/v1", "CustomResourceDefinition", message().message(2, spec))).expect("a definition");
+    let decoded = decode(&body("apiextensions.k8s.io/v1", "CustomResourceDefinition", message().message(2, spec)))
+        .expect("a definition");
     let version = &decoded["spec"]["versions"][0];
     assert_eq!(
         version["schema"]["openAPIV3Schema"],
@@ -140,7 +162,11 @@ fn depth_and_size_are_bounded() {
         schema = message().message(28, schema);
     }
     let version = message().message(4, message().message(1, schema));
-    let deep = body("apiextensions.k8s.io/v1", "CustomResourceDefinition", message().message(2, message().message(7, version)));
+    let deep = body(
+        "apiextensions.k8s.io/v1",
+        "CustomResourceDefinition",
+        message().message(2, message().message(7, version)),
+    );
     assert_eq!(decode(&deep), Err(ProtoError::Depth));
     let mut spec = message();
     for _ in 0..VALUE_LIMIT {

@@ -17,7 +17,14 @@ pub fn columns() -> Columns {
             ("Name", "string", 0, Doc::NAME),
             ("Ready", "string", 0, Doc::Own("The aggregate readiness state of this pod for accepting traffic.")),
             ("Status", "string", 0, Doc::Own("The aggregate status of the containers in this pod.")),
-            ("Restarts", "string", 0, Doc::Own("The number of times the containers in this pod have been restarted and when the last container in this pod has restarted.")),
+            (
+                "Restarts",
+                "string",
+                0,
+                Doc::Own(
+                    "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted.",
+                ),
+            ),
             ("Age", "string", 0, Doc::AGE),
             ("IP", "string", 1, Doc::Of("core.v1.PodStatus", "podIP")),
             ("Node", "string", 1, Doc::Of("core.v1.PodSpec", "nodeName")),
@@ -163,7 +170,9 @@ impl State {
             }
         }
         if self.reason == "Completed" && running {
-            let ready = items(pod, "status.conditions").iter().any(|c| text(c, "type") == "Ready" && text(c, "status") == "True");
+            let ready = items(pod, "status.conditions")
+                .iter()
+                .any(|c| text(c, "type") == "Ready" && text(c, "status") == "True");
             self.reason = if ready { "Running".into() } else { "NotReady".into() };
         }
     }
@@ -192,9 +201,21 @@ mod tests {
         let spec = json!({"containers": [{"name": "c"}], "initContainers": [{"name": "i"}, {"name": "j"}]});
         let rows = [
             (json!({"phase": "Pending"}), "0/1", "Pending"),
-            (json!({"phase": "Running", "containerStatuses": [{"ready": true, "state": {"running": {}}}]}), "1/1", "Running"),
-            (json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}), "0/1", "ImagePullBackOff"),
-            (json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]}), "0/1", "ExitCode:3"),
+            (
+                json!({"phase": "Running", "containerStatuses": [{"ready": true, "state": {"running": {}}}]}),
+                "1/1",
+                "Running",
+            ),
+            (
+                json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}),
+                "0/1",
+                "ImagePullBackOff",
+            ),
+            (
+                json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]}),
+                "0/1",
+                "ExitCode:3",
+            ),
             (
                 json!({"phase": "Pending", "initContainerStatuses": [
                     {"name": "i", "state": {"terminated": {"exitCode": 0}}},

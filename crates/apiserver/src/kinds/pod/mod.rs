@@ -1,5 +1,6 @@
 //! Pods, and the pod templates inside other kinds.
 
+pub mod admission;
 mod columns;
 pub mod defaults;
 mod update;
@@ -33,7 +34,8 @@ const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Seconds of life of a mounted token: an hour, and seven seconds by which clients know it from one they asked for.
 const TOKEN_SECONDS: i64 = 3607;
 /// Priorities of the two classes that always exist.
-const SYSTEM_PRIORITIES: [(&str, i64); 2] = [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
+const SYSTEM_PRIORITIES: [(&str, i64); 2] =
+    [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
 
 /// What the reference's default admission plugins and the pod strategy do to a new pod.
 fn prepare_create(pod: &mut Value) {
@@ -63,7 +65,6 @@ fn prepare_create(pod: &mut Value) {
     fill(spec, "priority", priority);
     fill(spec, "preemptionPolicy", "PreemptLowerPriority");
     tolerate_node_faults(spec);
-    mount_token(spec);
 }
 
 /// Pods leave a node that is lost for five minutes.
@@ -75,8 +76,7 @@ fn tolerate_node_faults(spec: &mut Value) {
                 && (effect == "NoExecute" || effect.is_empty())
         });
         if !tolerated {
-            let toleration =
-                json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
+            let toleration = json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
             push(spec, "tolerations", toleration);
         }
     }
@@ -93,12 +93,10 @@ fn push(object: &mut Value, name: &str, item: Value) {
     }
 }
 
-/// Mounts the service account's token into every container, unless the pod declines it.
+/// Mounts the service account's token into every container.
 fn mount_token(spec: &mut Value) {
-    if at(spec, "automountServiceAccountToken") == &json!(false) {
-        return;
-    }
-    let mounted = |container: &Value| items(container, "volumeMounts").iter().any(|m| text(m, "mountPath") == TOKEN_PATH);
+    let mounted =
+        |container: &Value| items(container, "volumeMounts").iter().any(|m| text(m, "mountPath") == TOKEN_PATH);
     let lists = ["initContainers", "containers"];
     let all: Vec<&Value> = lists.iter().flat_map(|list| items(spec, list)).collect();
     if all.is_empty() || all.iter().all(|container| mounted(container)) {
@@ -139,7 +137,10 @@ fn random_suffix() -> String {
 pub fn qos_class(pod: &Value) -> &'static str {
     let containers = || ["initContainers", "containers"].into_iter().flat_map(|list| items(at(pod, "spec"), list));
     let amount = |container: &Value, which: &str, name: &str| {
-        at(at(container, "resources"), which).get(name).and_then(Value::as_str).and_then(|text| super::quantity::nanos(text).ok())
+        at(at(container, "resources"), which)
+            .get(name)
+            .and_then(Value::as_str)
+            .and_then(|text| super::quantity::nanos(text).ok())
     };
     let names = ["cpu", "memory"];
     let any = containers().any(|container| {
@@ -273,7 +274,11 @@ mod tests {
 
     #[test]
     fn the_token_is_mounted_once_into_every_container() {
-        let pod = created(json!({"spec": {"containers": [{"name": "c", "image": "x"}], "initContainers": [{"name": "i", "image": "x"}]}}));
+        let mut pod = created(
+            json!({"spec": {"containers": [{"name": "c", "image": "x"}], "initContainers": [{"name": "i", "image": "x"}]}}),
+        );
+        mount_token(&mut pod["spec"]);
+        mount_token(&mut pod["spec"]);
         assert_eq!(pod["spec"]["volumes"].as_array().map(Vec::len), Some(1));
         for list in ["containers", "initContainers"] {
             assert_eq!(pod["spec"][list][0]["volumeMounts"][0]["name"], pod["spec"]["volumes"][0]["name"]);
@@ -287,7 +292,11 @@ mod tests {
             (json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}}), None, 30),
             (json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}}), Some(3), 3),
             (json!({"spec": {"nodeName": "n"}}), Some(-1), 1),
-            (json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}, "status": {"phase": "Failed"}}), None, 0),
+            (
+                json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}, "status": {"phase": "Failed"}}),
+                None,
+                0,
+            ),
         ];
         for (pod, asked, wanted) in rows {
             assert_eq!(grace(&pod, asked), Some(wanted), "{pod}");
@@ -299,7 +308,10 @@ mod tests {
         let class = |resources: Value| qos_class(&json!({"spec": {"containers": [{"resources": resources}]}}));
         assert_eq!(class(json!({})), "BestEffort");
         assert_eq!(class(json!({"limits": {"cpu": "1", "memory": "1Gi"}})), "Guaranteed");
-        assert_eq!(class(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1024Mi"}})), "Guaranteed");
+        assert_eq!(
+            class(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1024Mi"}})),
+            "Guaranteed"
+        );
         assert_eq!(class(json!({"requests": {"cpu": "100m"}})), "Burstable");
     }
 }

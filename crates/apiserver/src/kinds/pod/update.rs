@@ -16,10 +16,7 @@ pub fn validate(new: &Value, old: &Value, faults: &mut Faults) {
         if items(at(new, "spec"), list).len() != items(at(old, "spec"), list).len() {
             // Nothing else can be compared then.
             faults.clear();
-            faults.push(FieldError::forbidden(
-                format!("spec.{list}"),
-                "pod updates may not add or remove containers",
-            ));
+            faults.push(FieldError::forbidden(format!("spec.{list}"), "pod updates may not add or remove containers"));
             return;
         }
         for (index, container) in items(at(new, "spec"), list).iter().enumerate() {
@@ -140,7 +137,13 @@ mod tests {
         check(|_| {}, &[]);
         check(|pod| pod["spec"]["containers"][0]["image"] = json!("b"), &[]);
         check(|pod| pod["spec"]["activeDeadlineSeconds"] = json!(50), &[]);
-        check(|pod| pod["spec"]["tolerations"] = json!([{"key": "a", "operator": "Exists", "tolerationSeconds": 5}, {"key": "n"}]), &[]);
+        check(
+            |pod| {
+                pod["spec"]["tolerations"] =
+                    json!([{"key": "a", "operator": "Exists", "tolerationSeconds": 5}, {"key": "n"}])
+            },
+            &[],
+        );
     }
 
     #[test]

@@ -95,7 +95,9 @@ fn volumes<'a>(spec: &'a Value, path: &str, faults: &mut Faults) -> BTreeSet<&'a
         if name.is_empty() {
             faults.push(FieldError::required(format!("{path}.name"), ""));
         } else {
-            faults.extend(names::label(name).into_iter().map(|why| FieldError::invalid(format!("{path}.name"), name, why)));
+            faults.extend(
+                names::label(name).into_iter().map(|why| FieldError::invalid(format!("{path}.name"), name, why)),
+            );
         }
         if !seen.insert(name) {
             faults.push(FieldError::duplicate(format!("{path}.name"), name));
@@ -110,7 +112,14 @@ fn source(volume: &Value, path: &str, faults: &mut Faults) {
     for extra in kinds.skip(1) {
         faults.push(FieldError::forbidden(format!("{path}.{extra}"), "may not specify more than 1 volume type"));
     }
-    let required = [("hostPath", "path"), ("secret", "secretName"), ("configMap", "name"), ("nfs", "server"), ("nfs", "path"), ("persistentVolumeClaim", "claimName")];
+    let required = [
+        ("hostPath", "path"),
+        ("secret", "secretName"),
+        ("configMap", "name"),
+        ("nfs", "server"),
+        ("nfs", "path"),
+        ("persistentVolumeClaim", "claimName"),
+    ];
     for (kind, name) in required {
         if let Some(source) = volume.get(kind)
             && text(source, name).is_empty()
@@ -147,7 +156,8 @@ fn ephemeral(container: &Value, spec: &Value, path: &str, faults: &mut Faults) {
         }
     }
     let target = text(container, "targetContainerName");
-    let known = ["containers", "initContainers"].iter().any(|list| items(spec, list).iter().any(|c| text(c, "name") == target));
+    let known =
+        ["containers", "initContainers"].iter().any(|list| items(spec, list).iter().any(|c| text(c, "name") == target));
     if !target.is_empty() && !known {
         faults.push(FieldError::not_found(format!("{path}.targetContainerName"), target));
     }
@@ -164,7 +174,11 @@ fn container(container: &Value, path: &str, list: &str, volumes: &BTreeSet<&str>
     if image.is_empty() {
         faults.push(FieldError::required(format!("{path}.image"), ""));
     } else if image.trim() != image {
-        faults.push(FieldError::invalid(format!("{path}.image"), image, "must not have leading or trailing whitespace"));
+        faults.push(FieldError::invalid(
+            format!("{path}.image"),
+            image,
+            "must not have leading or trailing whitespace",
+        ));
     }
     ports(container, path, faults);
     environment(container, path, faults);
@@ -225,7 +239,9 @@ fn environment(container: &Value, path: &str, faults: &mut Faults) {
         if name.is_empty() {
             faults.push(FieldError::required(format!("{path}.name"), ""));
         } else {
-            faults.extend(names::env_name(name).into_iter().map(|why| FieldError::invalid(format!("{path}.name"), name, why)));
+            faults.extend(
+                names::env_name(name).into_iter().map(|why| FieldError::invalid(format!("{path}.name"), name, why)),
+            );
         }
         let from = at(variable, "valueFrom");
         let Some(map) = from.as_object() else { continue };
@@ -233,10 +249,18 @@ fn environment(container: &Value, path: &str, faults: &mut Faults) {
             let why = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`";
             faults.push(FieldError::invalid(format!("{path}.valueFrom"), "", why));
         } else if map.len() > 1 {
-            faults.push(FieldError::invalid(format!("{path}.valueFrom"), "", "may not have more than one field specified at a time"));
+            faults.push(FieldError::invalid(
+                format!("{path}.valueFrom"),
+                "",
+                "may not have more than one field specified at a time",
+            ));
         }
         if !text(variable, "value").is_empty() {
-            faults.push(FieldError::invalid(format!("{path}.valueFrom"), "", "may not be specified when `value` is not empty"));
+            faults.push(FieldError::invalid(
+                format!("{path}.valueFrom"),
+                "",
+                "may not be specified when `value` is not empty",
+            ));
         }
         for reference in ["configMapKeyRef", "secretKeyRef"] {
             if from.get(reference).is_some_and(|r| text(r, "name").is_empty()) {
@@ -376,10 +400,13 @@ pub fn label_selector(selector: &Value, path: &str, faults: &mut Faults) {
                 "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
             )),
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            other => faults.push(FieldError::invalid(format!("{path}.operator"), other, "not a valid selector operator")),
+            other => {
+                faults.push(FieldError::invalid(format!("{path}.operator"), other, "not a valid selector operator"))
+            }
         }
         let key = text(expression, "key");
-        faults.extend(names::qualified(key).into_iter().map(|why| FieldError::invalid(format!("{path}.key"), key, why)));
+        faults
+            .extend(names::qualified(key).into_iter().map(|why| FieldError::invalid(format!("{path}.key"), key, why)));
     }
     for (key, value) in entries(selector, "matchLabels") {
         let path = format!("{path}.matchLabels");
