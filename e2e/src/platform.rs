@@ -204,7 +204,10 @@ impl Platform {
     pub async fn colibri(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(binary("colibri"));
         command.env_remove("KUBECONFIG").env("HOME", self.home.path());
-        command.args(arguments).arg("--data-dir").arg(&self.data_dir);
+        command.args(arguments);
+        if arguments != ["version"] {
+            command.arg("--data-dir").arg(&self.data_dir);
+        }
         run(command, None).await
     }
 

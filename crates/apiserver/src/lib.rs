@@ -9,8 +9,8 @@
 
 mod addresses;
 pub mod admission;
-mod basic;
 pub mod auth;
+mod basic;
 pub mod body;
 mod cleanup;
 pub mod crd;
@@ -20,12 +20,12 @@ mod error;
 mod extension;
 mod inprocess;
 pub mod kinds;
-pub mod openapi;
 mod managed;
 mod meta;
 pub mod names;
 mod negotiate;
 mod object;
+pub mod openapi;
 mod openapi_route;
 mod patch;
 mod pki;

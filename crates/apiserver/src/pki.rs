@@ -136,10 +136,7 @@ impl Pki {
     /// # Errors
     ///
     /// [`PkiError::Certificate`] if a name cannot be in a certificate.
-    pub fn issue(
-        &self,
-        names: &[String],
-    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
+    pub fn issue(&self, names: &[String]) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
         let key = KeyPair::generate()?;
         let ca_params = ca_params();
         let certificate = server_params(names)?.signed_by(&key, &Issuer::from_params(&ca_params, &self.ca_key))?;

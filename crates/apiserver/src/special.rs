@@ -252,7 +252,8 @@ fn finalize_namespace(call: &Call, new: &mut Value, old: &Value) -> ApiResult<()
 
 impl crate::kinds::Lookup for ApiServer {
     fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Value> {
-        let entry = self.store.table(&table_name(group, plural)).get(&object::key(!namespace.is_empty(), namespace, name))?;
+        let entry =
+            self.store.table(&table_name(group, plural)).get(&object::key(!namespace.is_empty(), namespace, name))?;
         Some(entry.record.value())
     }
 

@@ -30,15 +30,18 @@ fn admit_serving(request: &AdmissionRequest<'_>, object: &mut Value) -> Result<V
     serving::default(kind, object, request.old, &request.user.name, &settings);
     serving::validate(kind, object, request.old, &settings).map_err(|text| AdmissionError {
         code: REFUSED,
-        message: format!("admission webhook \"validation.webhook.serving.knative.dev\" denied the request: validation failed: {text}"),
+        message: format!(
+            "admission webhook \"validation.webhook.serving.knative.dev\" denied the request: validation failed: {text}"
+        ),
     })?;
     Ok(Vec::new())
 }
 
 fn admit_function(object: &Value) -> Result<Vec<String>, AdmissionError> {
     let refuse = |message: String| AdmissionError { code: REFUSED, message };
-    let function: Function = serde_json::from_value(object.clone())
-        .map_err(|error| refuse(format!("this is not a Function: {error}; see the fields with `kubectl explain function.spec`")))?;
+    let function: Function = serde_json::from_value(object.clone()).map_err(|error| {
+        refuse(format!("this is not a Function: {error}; see the fields with `kubectl explain function.spec`"))
+    })?;
     let problems = api::functions::admission::validate(&function);
     if problems.is_empty() {
         return Ok(Vec::new());

@@ -34,7 +34,8 @@ impl Resolve for ClusterNames {
         let gateway = || self.gateway.get().map(|address| vec![IpAddr::V4(*address)]);
         let labels: Vec<&str> = name.trim_end_matches('.').split('.').collect();
         let [service, namespace, "svc", ..] = labels.as_slice() else { return None };
-        if (*service, *namespace) == ("kubernetes", "default") || (*service, *namespace) == ("gateway", api::SYSTEM_NAMESPACE)
+        if (*service, *namespace) == ("kubernetes", "default")
+            || (*service, *namespace) == ("gateway", api::SYSTEM_NAMESPACE)
         {
             return gateway();
         }

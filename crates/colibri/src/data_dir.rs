@@ -95,8 +95,7 @@ impl DataDir {
     pub fn write(&self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
         let write = || {
             let temporary = self.path.join(format!(".{name}.new"));
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(content)?;
             std::fs::rename(&temporary, self.path.join(name))
         };

@@ -39,5 +39,9 @@ fn layers() {
 /// Names in `[dependencies]`.
 fn dependencies(manifest: &str) -> impl Iterator<Item = &str> {
     let section = manifest.split("\n[").find_map(|part| part.strip_prefix("dependencies]"));
-    section.unwrap_or_default().lines().filter_map(|line| line.split(['.', ' ', '=']).next()).filter(|name| !name.is_empty())
+    section
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.split(['.', ' ', '=']).next())
+        .filter(|name| !name.is_empty())
 }

@@ -120,8 +120,7 @@ mod tests {
             let mode = entry.header().mode().unwrap();
             seen.push((entry.path().unwrap().to_str().unwrap().to_owned(), mode, entry.header().mtime().unwrap()));
         }
-        let expected =
-            vec![("a.py".to_owned(), 0o644, 0), (long, 0o755, 0), ("ü/é.txt".to_owned(), 0o644, 0)];
+        let expected = vec![("a.py".to_owned(), 0o644, 0), (long, 0o755, 0), ("ü/é.txt".to_owned(), 0o644, 0)];
         assert_eq!(seen, expected);
     }
 

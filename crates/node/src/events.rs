@@ -62,11 +62,7 @@ impl Events {
         let name = pod.metadata.name.as_ref().map(|name| format!("{name}.{:x}", now.as_nanosecond()));
         let now = Time(now);
         let event = Event {
-            metadata: ObjectMeta {
-                name,
-                namespace: pod.metadata.namespace.clone(),
-                ..ObjectMeta::default()
-            },
+            metadata: ObjectMeta { name, namespace: pod.metadata.namespace.clone(), ..ObjectMeta::default() },
             involved_object: ObjectReference {
                 api_version: Some("v1".into()),
                 kind: Some("Pod".into()),

@@ -116,9 +116,9 @@ struct Cut {
 
 impl Cut {
     fn new(options: &LogOptions, now: Timestamp) -> Self {
-        let since = options.since_seconds.and_then(|seconds| {
-            now.checked_sub(jiff::SignedDuration::from_secs(i64::try_from(seconds).ok()?)).ok()
-        });
+        let since = options
+            .since_seconds
+            .and_then(|seconds| now.checked_sub(jiff::SignedDuration::from_secs(i64::try_from(seconds).ok()?)).ok());
         Self { timestamps: options.timestamps, since, left: options.limit_bytes, partial: false }
     }
 
@@ -208,7 +208,8 @@ impl Reader {
 
     /// The older files, and the present one where reading begins; `None` when the limit is reached.
     async fn begin(&mut self, tail: Option<u64>, pieces: &Pieces) -> io::Result<Option<File>> {
-        let older: Vec<PathBuf> = (1..3).rev().map(|number| PathBuf::from(format!("{}.{number}", self.file.display()))).collect();
+        let older: Vec<PathBuf> =
+            (1..3).rev().map(|number| PathBuf::from(format!("{}.{number}", self.file.display()))).collect();
         let mut present = match File::open(&self.file) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.follow => return Ok(None),
@@ -310,7 +311,11 @@ mod tests {
             (from..to).map(|n| format!("2026-11-25T00:00:0{n}.000000000Z stdout F line {n}\n")).collect()
         };
         std::fs::write(folder.join("1.log.1"), lines(1, 3)).unwrap();
-        std::fs::write(folder.join("1.log"), lines(3, 5) + "2026-11-25T00:00:05.000000000Z stderr P par\n2026-11-25T00:00:06.000000000Z stderr F tial\n").unwrap();
+        std::fs::write(
+            folder.join("1.log"),
+            lines(3, 5) + "2026-11-25T00:00:05.000000000Z stderr P par\n2026-11-25T00:00:06.000000000Z stderr F tial\n",
+        )
+        .unwrap();
         std::fs::write(folder.join("0.log"), lines(0, 1)).unwrap();
         let logs = LogDir::new(dir.path().to_path_buf());
         logs.began("c", 1);
@@ -330,7 +335,11 @@ mod tests {
         check(LogOptions { tail_lines: Some(5), ..options() }, "line 2\nline 3\nline 4\npartial\n").await;
         check(LogOptions { tail_lines: Some(0), ..options() }, "").await;
         check(LogOptions { limit_bytes: Some(10), ..options() }, "line 1\nlin").await;
-        check(LogOptions { tail_lines: Some(3), timestamps: true, limit_bytes: Some(38), ..options() }, "2026-11-25T00:00:04.000000000Z line 4\n").await;
+        check(
+            LogOptions { tail_lines: Some(3), timestamps: true, limit_bytes: Some(38), ..options() },
+            "2026-11-25T00:00:04.000000000Z line 4\n",
+        )
+        .await;
     }
 
     #[tokio::test]

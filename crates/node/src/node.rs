@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::Config;
 use crate::events::Events;
 use crate::images::Images;
 use crate::logs::LogDir;
@@ -31,7 +32,6 @@ use crate::pod::spec;
 use crate::pod::worker::{Shared, Wish, Worker};
 use crate::registration::{self, Facts};
 use crate::sandbox::{PodNetwork, SandboxConfig, SandboxError, Sandboxes};
-use crate::Config;
 
 /// Time for the workers beyond the pods' own grace when the node shuts down.
 const SHUTDOWN_SLACK: Duration = Duration::from_secs(10);
@@ -130,8 +130,7 @@ impl Node {
         let lease = registration::keep_lease(client.clone(), config.name.clone(), config.lease_period, stop.clone());
         tasks.spawn(lease);
         let own = Own { pod_ip: String::new(), host_ip: facts.address.clone(), node: config.name.clone() };
-        let supplies =
-            Supplies { config: config.clone(), client: client.clone(), images, network: network.clone() };
+        let supplies = Supplies { config: config.clone(), client: client.clone(), images, network: network.clone() };
         let events = Events::start(config.name.clone(), client.clone(), tasks, stop.clone());
         let shared = Shared { supplies: Arc::new(supplies), sandboxes, own, events };
         Ok(Arc::new(Self {

@@ -95,7 +95,8 @@ fn status(facts: &Facts, now: Timestamp) -> serde_json::Value {
         Err(why) => (false, why.as_str()),
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let capacity = json!({"cpu": cores.to_string(), "memory": format!("{}Ki", memory_kib()), "pods": facts.max_pods.to_string()});
+    let capacity =
+        json!({"cpu": cores.to_string(), "memory": format!("{}Ki", memory_kib()), "pods": facts.max_pods.to_string()});
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let version = concat!("v1.35.0+colibri-", env!("CARGO_PKG_VERSION"));
     json!({

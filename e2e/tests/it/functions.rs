@@ -46,7 +46,10 @@ async fn a_function_lives_fails_clearly_and_wakes_from_zero() -> Result<()> {
     let logs = platform.colibri(&["logs", "greet"]).await?.ok()?;
     assert!(logs.contains("greeting"), "{logs}");
 
-    platform.wait_for_pods(&service_selector("greet"), 0, SOON).await?;
+    // The version that never loaded keeps its pod, backing off; the one that serves goes to zero.
+    let version = platform.object("function", "greet").await?["status"]["version"].clone();
+    let serving = format!("serving.knative.dev/revision={}", version.as_str().context("a version")?);
+    platform.wait_for_pods(&serving, 0, SOON).await?;
     let answer = platform.get(&host("greet"), "/?name=again").await?;
     assert_eq!((answer.status, answer.body.as_str()), (200, "hello again from version two\n"));
 

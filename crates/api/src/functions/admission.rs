@@ -67,7 +67,8 @@ impl Problems {
 
 fn check_name(name: &str, problems: &mut Problems) {
     if !name.is_empty() && !base::names::is_dns1035_label(name) {
-        let rule = "must be lower-case letters, digits and -, start with a letter, not end with -, at most 63 characters";
+        let rule =
+            "must be lower-case letters, digits and -, start with a letter, not end with -, at most 63 characters";
         problems.add("metadata.name", format!("{name:?} {rule}: it becomes part of a host name"));
     }
 }
@@ -101,7 +102,8 @@ fn check_handler(spec: &FunctionSpec, problems: &mut Problems) {
     if let Some(signature) = spec.signature.as_deref()
         && !SIGNATURES.contains(&signature)
     {
-        problems.add("spec.signature", format!("unknown signature {signature:?}; use one of {}", SIGNATURES.join(", ")));
+        problems
+            .add("spec.signature", format!("unknown signature {signature:?}; use one of {}", SIGNATURES.join(", ")));
     }
 }
 
@@ -122,7 +124,8 @@ fn base_is_outside(path: &str) -> bool {
 fn check_source(source: Option<&Source>, problems: &mut Problems) {
     const KINDS: &str = "inline, archive, git or image";
     let Some(source) = source else {
-        problems.add("spec.source", format!("is missing; give one of {KINDS}, or run colibri deploy DIR to upload DIR"));
+        problems
+            .add("spec.source", format!("is missing; give one of {KINDS}, or run colibri deploy DIR to upload DIR"));
         return;
     };
     let given = [
@@ -145,8 +148,10 @@ fn check_source(source: Option<&Source>, problems: &mut Problems) {
     }
     if let Some(archive) = &source.archive {
         match archive.digest.as_deref() {
-            _ if archive.url.is_some() => problems
-                .add("spec.source.archive.url", "archives at a URL are not there yet; run colibri deploy DIR to upload"),
+            _ if archive.url.is_some() => problems.add(
+                "spec.source.archive.url",
+                "archives at a URL are not there yet; run colibri deploy DIR to upload",
+            ),
             None => problems.add("spec.source.archive.digest", "is missing; run colibri deploy DIR to upload DIR"),
             Some(digest) if !is_sha256(digest) => problems.add(
                 "spec.source.archive.digest",
@@ -181,7 +186,8 @@ fn check_inline(files: &std::collections::BTreeMap<String, String>, problems: &m
         files.range(prefix.clone()..).next().filter(|(other, _)| other.starts_with(&prefix)).map(|(other, _)| other)
     };
     if let Some((name, other)) = files.keys().find_map(|name| folder(name).map(|other| (name, other))) {
-        problems.add("spec.source.inline", format!("{name:?} is a file and the folder of {other:?}; rename one of them"));
+        problems
+            .add("spec.source.inline", format!("{name:?} is a file and the folder of {other:?}; rename one of them"));
     }
 }
 
@@ -233,7 +239,8 @@ fn check_volumes(spec: &FunctionSpec, problems: &mut Problems) {
     for (index, volume) in spec.volumes.iter().enumerate() {
         let field = format!("spec.volumes[{index}]");
         if !base::names::is_dns1123_label(&volume.name) {
-            problems.add(&format!("{field}.name"), format!("{:?} is not lower-case letters, digits and -", volume.name));
+            problems
+                .add(&format!("{field}.name"), format!("{:?} is not lower-case letters, digits and -", volume.name));
         } else if volume.name == super::CODE_VOLUME {
             problems.add(&format!("{field}.name"), "is the name of the code's own volume; choose another name");
         } else if !seen.insert(volume.name.as_str()) {
@@ -257,7 +264,10 @@ fn check_timeout(spec: &FunctionSpec, problems: &mut Problems) {
         Err(why) => problems.add("spec.timeout", why),
         Ok(Duration::ZERO) => problems.add("spec.timeout", "is 0; leave it out for the default, or give at least 1ms"),
         Ok(timeout) if timeout > LONGEST_TIMEOUT => {
-            problems.add("spec.timeout", format!("{text} is longer than {}s, the most there is", LONGEST_TIMEOUT.as_secs()));
+            problems.add(
+                "spec.timeout",
+                format!("{text} is longer than {}s, the most there is", LONGEST_TIMEOUT.as_secs()),
+            );
         }
         Ok(_) => {}
     }
@@ -269,7 +279,10 @@ fn check_scaling(spec: &FunctionSpec, problems: &mut Problems) {
         && max != 0
         && min > max
     {
-        problems.add("spec.scaling.min", format!("{min} is more than spec.scaling.max, {max}; lower one or raise the other"));
+        problems.add(
+            "spec.scaling.min",
+            format!("{min} is more than spec.scaling.max, {max}; lower one or raise the other"),
+        );
     }
     if scaling.concurrency.is_some_and(|concurrency| concurrency > 1000) {
         problems.add("spec.scaling.concurrency", "is more than 1000; use 0 for no limit");
@@ -284,7 +297,10 @@ fn check_scaling(spec: &FunctionSpec, problems: &mut Problems) {
             Err(why) => problems.add("spec.scaling.idle", why),
             Ok(time) if time > LONGEST_IDLE => problems.add(
                 "spec.scaling.idle",
-                format!("{idle} is longer than {}s, the most there is; use spec.scaling.min: 1", LONGEST_IDLE.as_secs()),
+                format!(
+                    "{idle} is longer than {}s, the most there is; use spec.scaling.min: 1",
+                    LONGEST_IDLE.as_secs()
+                ),
             ),
             Ok(_) => {}
         }
@@ -329,7 +345,10 @@ mod tests {
         let inline = serde_json::json!({"inline": {"main.py": ""}});
         let rows = [
             (serde_json::json!({"source": inline}), "spec.runtime: is missing; use one of python"),
-            (serde_json::json!({"runtime": "pyton", "source": inline}), "spec.runtime: unknown runtime \"pyton\"; use one"),
+            (
+                serde_json::json!({"runtime": "pyton", "source": inline}),
+                "spec.runtime: unknown runtime \"pyton\"; use one",
+            ),
             (serde_json::json!({"runtime": "nodejs", "source": inline}), "spec.runtime: nodejs is not there yet"),
             (serde_json::json!({"runtime": "python"}), "spec.source: is missing; give one of"),
             (serde_json::json!({"runtime": "python", "source": {}}), "spec.source: is empty"),

@@ -109,7 +109,9 @@ mod tests {
 
     #[test]
     fn percentages() {
-        for (text, expected) in [("70%", Some(70)), ("1", Some(1)), ("100%", Some(100)), ("0%", None), ("101%", None), ("x", None)] {
+        for (text, expected) in
+            [("70%", Some(70)), ("1", Some(1)), ("100%", Some(100)), ("0%", None), ("101%", None), ("x", None)]
+        {
             assert_eq!(parse_percent(text).ok(), expected, "{text:?}");
         }
     }

@@ -25,12 +25,23 @@ impl Summary {
         let mut sorted: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1000.0).collect();
         sorted.sort_by(f64::total_cmp);
         let rank = |share: f64| {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a rank")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss,
+                reason = "a rank"
+            )]
             let rank = (share * sorted.len() as f64).ceil() as usize;
             sorted.get(rank.clamp(1, sorted.len()) - 1).copied()
         };
         (!sorted.is_empty()).then_some(())?;
-        Some(Self { count: sorted.len(), min_ms: *sorted.first()?, p50_ms: rank(0.5)?, p99_ms: rank(0.99)?, max_ms: *sorted.last()? })
+        Some(Self {
+            count: sorted.len(),
+            min_ms: *sorted.first()?,
+            p50_ms: rank(0.5)?,
+            p99_ms: rank(0.99)?,
+            max_ms: *sorted.last()?,
+        })
     }
 
     /// `p50 / p99` for people.

@@ -51,7 +51,8 @@ async fn look(access: &Access, workload: Workload, name: &str) -> Result<Seen, C
     let service = services.get_opt(name).await.map_err(failed("read the service"))?;
     let of_service = ListParams::default().labels(&format!("{CONFIGURATION_LABEL}={name}"));
     let mut revisions = revisions.list(&of_service).await.map_err(failed("list revisions"))?.items;
-    revisions.sort_by_key(|revision| std::cmp::Reverse((revision.creation_timestamp().map(|t| t.0), revision.name_any())));
+    revisions
+        .sort_by_key(|revision| std::cmp::Reverse((revision.creation_timestamp().map(|t| t.0), revision.name_any())));
     let of_service = ListParams::default().labels(&format!("{SERVICE_LABEL}={name}"));
     let pods = pods.list(&of_service).await.map_err(failed("list pods"))?.items;
     let traffic = service.and_then(|service| service.status).map(|status| status.traffic).unwrap_or_default();
@@ -191,7 +192,11 @@ mod tests {
         });
         let seen = Seen {
             workload: Workload::Function(object(function)),
-            traffic: vec![TrafficTarget { revision_name: Some("greet-00001".into()), percent: Some(100), ..Default::default() }],
+            traffic: vec![TrafficTarget {
+                revision_name: Some("greet-00001".into()),
+                percent: Some(100),
+                ..Default::default()
+            }],
             revisions: vec![object(revision("greet-00002", "False")), object(revision("greet-00001", "True"))],
             pods: vec![object(pod)],
         };

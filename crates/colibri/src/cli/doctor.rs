@@ -95,11 +95,17 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 fn namespaces() -> Finding {
-    let missing: Vec<&str> =
-        ["mnt", "pid", "net", "ipc", "uts"].into_iter().filter(|kind| !Path::new("/proc/self/ns").join(kind).exists()).collect();
+    let missing: Vec<&str> = ["mnt", "pid", "net", "ipc", "uts"]
+        .into_iter()
+        .filter(|kind| !Path::new("/proc/self/ns").join(kind).exists())
+        .collect();
     if missing.is_empty() {
         let user = Path::new("/proc/self/ns/user").exists();
-        return if user { Good("all".to_owned()) } else { Warning("no user namespaces: pods run as the machine's users".to_owned()) };
+        return if user {
+            Good("all".to_owned())
+        } else {
+            Warning("no user namespaces: pods run as the machine's users".to_owned())
+        };
     }
     Bad(format!("the kernel has no namespaces of kind {}; use one that has them", missing.join(", ")))
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use ::http::{HeaderMap, Method, Request, StatusCode};
+use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use kube::Client;
@@ -42,7 +42,8 @@ async fn send(client: &Client, path: &str, request: Result<Request<Body>, ::http
     let response = client.send(request).await.map_err(|error| CliError::api(&format!("use {path}"), &error))?;
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_LIMIT_BYTES).collect().await;
-    let body = body.map_err(|error| CliError::unreachable(format!("the answer of {path} broke off: {error}")))?.to_bytes();
+    let body =
+        body.map_err(|error| CliError::unreachable(format!("the answer of {path} broke off: {error}")))?.to_bytes();
     let json: Option<Value> = serde_json::from_slice(&body).ok();
     if status.is_success() {
         return Ok(json.unwrap_or_default());

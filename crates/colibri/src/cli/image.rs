@@ -238,7 +238,8 @@ mod tests {
         std::fs::write(dir.path().join("oci-layout"), "{}").unwrap();
         let archive = read(dir.path()).unwrap();
         let mut archive = tar::Archive::new(archive.as_slice());
-        let names: Vec<_> = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
+        let names: Vec<_> =
+            archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
         assert!(names.iter().any(|name| name.ends_with("oci-layout")), "{names:?}");
     }
 }

@@ -54,7 +54,16 @@ mod tests {
 
     #[test]
     fn ages() {
-        let rows = [(0, "0s"), (59, "59s"), (60, "1m"), (192, "3m12s"), (1200, "20m"), (3660, "1h1m"), (40_000, "11h"), (200_000, "2d")];
+        let rows = [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (192, "3m12s"),
+            (1200, "20m"),
+            (3660, "1h1m"),
+            (40_000, "11h"),
+            (200_000, "2d"),
+        ];
         for (seconds, expected) in rows {
             let now = Timestamp::from_second(1_000_000 + seconds).unwrap();
             assert_eq!(age(Timestamp::from_second(1_000_000).ok(), now), expected);

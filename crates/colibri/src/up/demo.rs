@@ -27,8 +27,7 @@ const EXAMPLES: [(&str, Workload); 2] = [("hello", Workload::Container), ("hello
 ///
 /// When an example cannot be deployed or does not answer.
 pub async fn run(platform: &Arc<Platform>, data_dir: &DataDir, addresses: &Addresses, domain: &str) -> Result<()> {
-    let target =
-        Target { client: platform.client().clone(), gateway: addresses.gateway, domain: domain.to_owned() };
+    let target = Target { client: platform.client().clone(), gateway: addresses.gateway, domain: domain.to_owned() };
     let hello = bench::hello_program()?;
     load_hello(platform, &hello).await?;
     let examples = usable_examples();

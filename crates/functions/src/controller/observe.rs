@@ -56,7 +56,11 @@ pub async fn observe(
     Ok(Some(Observed { function, source, service, revision }))
 }
 
-pub(super) async fn source(function: &Function, code: &dyn CodeStore, namespace: &str) -> Result<Source, ReconcileError> {
+pub(super) async fn source(
+    function: &Function,
+    code: &dyn CodeStore,
+    namespace: &str,
+) -> Result<Source, ReconcileError> {
     let problems = admission::validate(function);
     if !problems.is_empty() {
         let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();

@@ -34,9 +34,7 @@ pub fn status(observed: &Observed, now: Timestamp) -> FunctionStatus {
 
 fn build(observed: &Observed) -> Option<BuildStatus> {
     match &observed.source {
-        Source::Archive { digest } => {
-            Some(BuildStatus { state: "Succeeded".to_owned(), digest: Some(digest.clone()) })
-        }
+        Source::Archive { digest } => Some(BuildStatus { state: "Succeeded".to_owned(), digest: Some(digest.clone()) }),
         Source::Image { .. } => None,
         Source::Invalid { .. } | Source::Missing { .. } => observed.function.status.as_ref()?.build.clone(),
     }
@@ -89,7 +87,8 @@ fn mark_service(observed: &Observed, service: Option<&Service>, conditions: &mut
     }
     // A Service's status may for a moment name the Revision of before: its failure is not that of the new code.
     let newest = observed.revision.as_deref();
-    let newest = newest.filter(|revision| wanted.as_ref().is_none_or(|wanted| service::is_of_template(revision, wanted)));
+    let newest =
+        newest.filter(|revision| wanted.as_ref().is_none_or(|wanted| service::is_of_template(revision, wanted)));
     mark_revision(newest, &status, conditions);
     match find(&status.conditions, "RoutesReady") {
         // A failed new version leaves the routes as they were.

@@ -476,7 +476,13 @@ fn fields_that_the_server_fills_in_are_no_difference() {
     value["metadata"]["annotations"]["serving.knative.dev/creator"] = json!("admin");
     let present: Service = object(value.clone());
     assert!(service::is_as_wanted(&present, &wanted));
-    assert!(service::merge(&present, wanted.clone()).metadata.annotations.unwrap().contains_key("serving.knative.dev/creator"));
+    assert!(
+        service::merge(&present, wanted.clone())
+            .metadata
+            .annotations
+            .unwrap()
+            .contains_key("serving.knative.dev/creator")
+    );
     value["spec"]["template"]["spec"]["containers"][0]["image"] = json!("changed/by:hand");
     assert!(!service::is_as_wanted(&object(value), &wanted));
 }

@@ -33,6 +33,14 @@ pub enum EnvError {
     Field(String),
 }
 
+/// Where a pod finds the API server, by the names that Kubernetes' clients read. A name and not an address, because the
+/// server's certificate is for names.
+const API_SERVER: [(&str, &str); 3] = [
+    ("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc"),
+    ("KUBERNETES_SERVICE_PORT", "443"),
+    ("KUBERNETES_SERVICE_PORT_HTTPS", "443"),
+];
+
 /// What the pod's own fields are answered from, beside the pod.
 #[derive(Clone, Debug, Default)]
 pub struct Own {
@@ -80,6 +88,9 @@ pub fn make(
         set(&mut env, name.to_string(), value.to_string());
     }
     set(&mut env, "HOSTNAME".into(), super::spec::hostname(pod));
+    for (name, value) in API_SERVER {
+        set(&mut env, name.to_string(), value.to_string());
+    }
     for from in container.env_from.iter().flatten() {
         let (kind, name, optional) = match (&from.config_map_ref, &from.secret_ref) {
             (Some(source), _) => ("ConfigMap", &source.name, source.optional),
@@ -131,7 +142,8 @@ fn value_of(
         return pod_field(pod, &field.field_path, own).map(Some);
     }
     if let Some(resource) = &from.resource_field_ref {
-        return resource_field(container, &resource.resource, resource.divisor.as_ref().map(|q| q.0.as_str())).map(Some);
+        return resource_field(container, &resource.resource, resource.divisor.as_ref().map(|q| q.0.as_str()))
+            .map(Some);
     }
     Ok(Some(String::new()))
 }
@@ -184,7 +196,8 @@ pub fn resource_field(container: &Container, resource: &str, divisor: Option<&st
         "requests" => resources.and_then(|resources| resources.requests.as_ref()),
         _ => return Err(unknown()),
     };
-    let value = map.and_then(|map| map.get(name)).and_then(|quantity| super::spec::quantity(&quantity.0)).unwrap_or(0.0);
+    let value =
+        map.and_then(|map| map.get(name)).and_then(|quantity| super::spec::quantity(&quantity.0)).unwrap_or(0.0);
     let divisor = divisor.and_then(super::spec::quantity).filter(|divisor| *divisor > 0.0).unwrap_or(1.0);
     Ok(format!("{}", (value / divisor).ceil()))
 }

@@ -284,7 +284,14 @@ impl Machine {
             Event::Lost { at } => {
                 for container in self.containers.iter_mut().filter(|container| container.is_alive()) {
                     let message = "the pod's supervisor is gone".to_string();
-                    container.end(Ended { code: 137, signal: Some(9), reason: "Error".into(), message, started: None, finished: at });
+                    container.end(Ended {
+                        code: 137,
+                        signal: Some(9),
+                        reason: "Error".into(),
+                        message,
+                        started: None,
+                        finished: at,
+                    });
                 }
                 self.deleting = true;
             }
@@ -571,7 +578,8 @@ mod tests {
     #[test]
     fn probes_decide_about_ready_and_alive() {
         let now = Instant::now();
-        let probed = ContainerPlan { readiness_probe: true, startup_probe: true, ..plan("a", false, RestartPolicy::Always) };
+        let probed =
+            ContainerPlan { readiness_probe: true, startup_probe: true, ..plan("a", false, RestartPolicy::Always) };
         let mut pod = Machine::new(vec![probed]);
         pod.step(Event::Look, now);
         pod.step(prepared("a"), now);

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Container, KeyToPath, Pod, PodSpec, ProjectedVolumeSource, Secret, ServiceAccount, Volume as PodVolume,
 };
 use kube::Api;
-use supervisor::{Content, ContainerSpec, Mount, MountSource, PodConfig, Root, Volume, VolumeFile};
+use supervisor::{ContainerSpec, Content, Mount, MountSource, PodConfig, Root, Volume, VolumeFile};
 
 use super::env::{self, Own};
 use super::spec;
@@ -105,7 +105,11 @@ pub async fn prepare(
         unconfined: false,
         limits: spec::limits(container),
         log: log.join(format!("{run}.log")),
-        termination_log: container.termination_message_path.clone().filter(|path| !path.is_empty()).unwrap_or_else(|| "/dev/termination-log".into()),
+        termination_log: container
+            .termination_message_path
+            .clone()
+            .filter(|path| !path.is_empty())
+            .unwrap_or_else(|| "/dev/termination-log".into()),
         message_from_log: container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"),
     };
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -114,7 +118,11 @@ pub async fn prepare(
         hosts: spec::hosts(pod, &own.pod_ip),
         resolv_conf: supplies.network.resolv_conf(namespace),
         volumes,
-        fs_group: pod_spec.security_context.as_ref().and_then(|security| security.fs_group).and_then(|group| u32::try_from(group).ok()),
+        fs_group: pod_spec
+            .security_context
+            .as_ref()
+            .and_then(|security| security.fs_group)
+            .and_then(|group| u32::try_from(group).ok()),
     };
     Ok(Ready { pod: pod_config, spec, image_id: image.id })
 }
@@ -182,7 +190,8 @@ async fn pull_secrets(supplies: &Supplies, pod: &Pod) -> Vec<RegistryAuth> {
     let names = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
     let mut found = Vec::new();
     for name in names.map(|secret| secret.name.clone()) {
-        let secrets = Api::<Secret>::namespaced(supplies.client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
+        let secrets =
+            Api::<Secret>::namespaced(supplies.client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
         if let Ok(Some(secret)) = secrets.get_opt(&name).await
             && let Some(text) = secret.data.as_ref().and_then(|data| data.get(".dockerconfigjson"))
         {
@@ -234,7 +243,8 @@ async fn object_data(
     let client = supplies.client.clone();
     if kind == "Secret" {
         let secret = Api::<Secret>::namespaced(client, namespace).get_opt(name).await.map_err(config_error)?;
-        let data = |secret: Secret| secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect();
+        let data =
+            |secret: Secret| secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect();
         return Ok(secret.map(data));
     }
     let map = Api::<ConfigMap>::namespaced(client, namespace).get_opt(name).await.map_err(config_error)?;
@@ -260,7 +270,11 @@ async fn volumes(
 async fn make_volume(supplies: &Supplies, pod: &Pod, volume: &PodVolume, own: &Own) -> Result<Volume, Refusal> {
     if let Some(empty) = &volume.empty_dir {
         let size_bytes = empty.size_limit.as_ref().and_then(|size| spec::quantity(&size.0)).map(|size| size as u64);
-        return Ok(if empty.medium.as_deref() == Some("Memory") { Volume::Memory { size_bytes } } else { Volume::Disk });
+        return Ok(if empty.medium.as_deref() == Some("Memory") {
+            Volume::Memory { size_bytes }
+        } else {
+            Volume::Disk
+        });
     }
     if let Some(image) = &volume.image {
         return image_volume(supplies, pod, image.reference.as_deref().unwrap_or_default()).await;
@@ -352,7 +366,11 @@ fn downward(
     } else {
         String::new()
     };
-    Ok(VolumeFile { path: item.path.clone(), mode: item.mode.unwrap_or(mode).unsigned_abs(), content: Content(text.into_bytes()) })
+    Ok(VolumeFile {
+        path: item.path.clone(),
+        mode: item.mode.unwrap_or(mode).unsigned_abs(),
+        content: Content(text.into_bytes()),
+    })
 }
 
 async fn projected(
@@ -368,7 +386,9 @@ async fn projected(
             files.extend(keyed(supplies, pod, "ConfigMap", &map.name, map.items.as_deref(), map.optional, mode).await?);
         }
         if let Some(secret) = &source.secret {
-            files.extend(keyed(supplies, pod, "Secret", &secret.name, secret.items.as_deref(), secret.optional, mode).await?);
+            files.extend(
+                keyed(supplies, pod, "Secret", &secret.name, secret.items.as_deref(), secret.optional, mode).await?,
+            );
         }
         for item in source.downward_api.iter().flat_map(|source| source.items.iter().flatten()) {
             files.push(downward(pod, item, mode, own)?);
@@ -376,7 +396,11 @@ async fn projected(
         if let Some(token) = &source.service_account_token {
             let audiences = token.audience.clone().into_iter().collect();
             let content = account_token(supplies, pod, audiences, token.expiration_seconds).await?;
-            files.push(VolumeFile { path: token.path.clone(), mode: mode.unsigned_abs(), content: Content(content.into_bytes()) });
+            files.push(VolumeFile {
+                path: token.path.clone(),
+                mode: mode.unsigned_abs(),
+                content: Content(content.into_bytes()),
+            });
         }
     }
     Ok(files)

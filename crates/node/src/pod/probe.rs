@@ -59,9 +59,13 @@ pub struct Schedule {
 /// Reads a probe of `container` in a pod at `address`; `None` if it asks for nothing that can be done.
 pub fn schedule(container: &Container, probe: &Probe, address: &str) -> Option<Schedule> {
     let seconds = |value: Option<i32>, least: u64, default: u64| {
-        Duration::from_secs(value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value >= least).unwrap_or(default))
+        Duration::from_secs(
+            value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value >= least).unwrap_or(default),
+        )
     };
-    let count = |value: Option<i32>, default: u32| value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default);
+    let count = |value: Option<i32>, default: u32| {
+        value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default)
+    };
     Some(Schedule {
         action: action(container, probe, address)?,
         initial: seconds(probe.initial_delay_seconds, 0, 0),
@@ -140,7 +144,11 @@ async fn get(host: &str, port: u16, path: &str, headers: &[(String, String)]) ->
     let mut stream = TcpStream::connect((host, port)).await?;
     let has = |wanted: &str| headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(wanted));
     let mut request = format!("GET {path} HTTP/1.1\r\n");
-    for (name, value) in [("Host", format!("{host}:{port}")), ("User-Agent", "kube-probe/colibri".into()), ("Connection", "close".into())] {
+    for (name, value) in [
+        ("Host", format!("{host}:{port}")),
+        ("User-Agent", "kube-probe/colibri".into()),
+        ("Connection", "close".into()),
+    ] {
         if !has(name) {
             request.push_str(&format!("{name}: {value}\r\n"));
         }

@@ -15,18 +15,65 @@ pub const DEFAULT_CAPABILITIES: [u8; 11] = [0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 31];
 
 /// Names by kernel number.
 const CAPABILITIES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 
 /// What may be added: nothing that reaches beyond the pod's own namespaces.
 const ADDABLE: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT",
-    "SETFCAP", "NET_RAW", "IPC_LOCK", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "SETFCAP",
+    "NET_RAW",
+    "IPC_LOCK",
+    "AUDIT_WRITE",
 ];
 
 /// What this node does not do; the text is for the user.
@@ -57,7 +104,10 @@ pub fn check(spec: &PodSpec) -> Result<(), Unsupported> {
         let name = &container.name;
         let security = container.security_context.as_ref();
         if security.is_some_and(|security| security.privileged == Some(true)) {
-            return unsupported(format!("containers[{name}].securityContext.privileged"), "privileged containers are refused");
+            return unsupported(
+                format!("containers[{name}].securityContext.privileged"),
+                "privileged containers are refused",
+            );
         }
         capabilities(container)?;
     }
@@ -101,7 +151,11 @@ pub fn hosts(pod: &Pod, address: &str) -> String {
     text.push_str(&format!("{address}\t{}\n", hostname(pod)));
     let aliases = pod.spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten());
     for alias in aliases {
-        text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")));
+        text.push_str(&format!(
+            "{}\t{}\n",
+            alias.ip,
+            alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")
+        ));
     }
     text
 }
@@ -133,7 +187,9 @@ pub fn capabilities(container: &Container) -> Result<Vec<u8>, Unsupported> {
         match number(name).filter(|_| ADDABLE.contains(&plain.as_str())) {
             Some(number) if !set.contains(&number) => set.push(number),
             Some(_) => {}
-            None => return unsupported(field(), format!("{name} is not given to containers; {} are", ADDABLE.join(", "))),
+            None => {
+                return unsupported(field(), format!("{name} is not given to containers; {} are", ADDABLE.join(", ")));
+            }
         }
     }
     Ok(set)
@@ -151,7 +207,8 @@ pub fn user(spec: &PodSpec, container: &Container, image_user: &str) -> UserSpec
         uid: id(own.and_then(|own| own.run_as_user).or(pod.and_then(|pod| pod.run_as_user))),
         gid: id(own.and_then(|own| own.run_as_group).or(pod.and_then(|pod| pod.run_as_group))),
         groups: groups.filter_map(|group| u32::try_from(group).ok()).collect(),
-        must_not_be_root: own.and_then(|own| own.run_as_non_root).or(pod.and_then(|pod| pod.run_as_non_root)) == Some(true),
+        must_not_be_root: own.and_then(|own| own.run_as_non_root).or(pod.and_then(|pod| pod.run_as_non_root))
+            == Some(true),
     }
 }
 
@@ -205,9 +262,19 @@ pub fn command(container: &Container, entrypoint: &[String], cmd: &[String]) -> 
 /// The value of a quantity (`100m`, `64Mi`, `1e3`); `None` if it is none.
 pub fn quantity(text: &str) -> Option<f64> {
     let units = [
-        ("Ki", 1024f64), ("Mi", 1_048_576.0), ("Gi", 1_073_741_824.0), ("Ti", 1_099_511_627_776.0),
-        ("Pi", 1_125_899_906_842_624.0), ("n", 1e-9), ("u", 1e-6), ("m", 1e-3), ("k", 1e3), ("M", 1e6), ("G", 1e9),
-        ("T", 1e12), ("P", 1e15),
+        ("Ki", 1024f64),
+        ("Mi", 1_048_576.0),
+        ("Gi", 1_073_741_824.0),
+        ("Ti", 1_099_511_627_776.0),
+        ("Pi", 1_125_899_906_842_624.0),
+        ("n", 1e-9),
+        ("u", 1e-6),
+        ("m", 1e-3),
+        ("k", 1e3),
+        ("M", 1e6),
+        ("G", 1e9),
+        ("T", 1e12),
+        ("P", 1e15),
     ];
     let unit = units.iter().find_map(|(unit, factor)| text.strip_suffix(unit).map(|number| (number, *factor)));
     let (number, factor) = unit.unwrap_or((text, 1.0));
@@ -227,7 +294,14 @@ mod tests {
 
     #[test]
     fn quantities_are_read() {
-        for (text, value) in [("100m", Some(0.1)), ("2", Some(2.0)), ("64Mi", Some(67_108_864.0)), ("1e3", Some(1000.0)), ("x", None), ("-1", None)] {
+        for (text, value) in [
+            ("100m", Some(0.1)),
+            ("2", Some(2.0)),
+            ("64Mi", Some(67_108_864.0)),
+            ("1e3", Some(1000.0)),
+            ("x", None),
+            ("-1", None),
+        ] {
             assert_eq!(quantity(text), value, "{text}");
         }
     }

@@ -1,11 +1,11 @@
 //! A pod's status, made from its machine.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
-    PodCondition, PodIP, PodStatus,
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
+    Pod, PodCondition, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use jiff::Timestamp;
 
 use super::machine::{Container, Ended, Machine, Phase};
 
@@ -73,11 +73,20 @@ fn conditions(old: &PodStatus, machine: &Machine, now: Timestamp) -> Vec<PodCond
         .map(|container| container.plan.name.as_str())
         .collect();
     let ready = machine.ready();
-    let why = || (!ready).then(|| ("ContainersNotReady".to_string(), format!("containers with unready status: [{}]", not_ready.join(" "))));
+    let why = || {
+        (!ready).then(|| {
+            ("ContainersNotReady".to_string(), format!("containers with unready status: [{}]", not_ready.join(" ")))
+        })
+    };
     let initialized = machine.initialized();
     let list = [
         ("PodReadyToStartContainers", true, None),
-        ("Initialized", initialized, (!initialized).then(|| ("ContainersNotInitialized".to_string(), "init containers have not completed".to_string()))),
+        (
+            "Initialized",
+            initialized,
+            (!initialized)
+                .then(|| ("ContainersNotInitialized".to_string(), "init containers have not completed".to_string())),
+        ),
         ("Ready", ready, why()),
         ("ContainersReady", ready, why()),
         ("PodScheduled", true, None),
@@ -113,7 +122,8 @@ fn container_status(pod: &Pod, container: &Container) -> ContainerStatus {
         }),
         ..ContainerState::default()
     };
-    let terminated = |ended: &Ended| ContainerState { terminated: Some(terminated(ended)), ..ContainerState::default() };
+    let terminated =
+        |ended: &Ended| ContainerState { terminated: Some(terminated(ended)), ..ContainerState::default() };
     let state = match &container.phase {
         Phase::Waiting { reason, message, .. } | Phase::Preparing { reason, message } => waiting(reason, message),
         Phase::Starting => waiting("ContainerCreating", ""),

@@ -356,9 +356,8 @@ impl Worker {
         }
         let stop = CancellationToken::new();
         self.probes.insert(name.to_string(), stop.clone());
-        let read = |probe: &Option<Probe>| {
-            probe.as_ref().and_then(|probe| probe::schedule(&container, probe, &self.address))
-        };
+        let read =
+            |probe: &Option<Probe>| probe.as_ref().and_then(|probe| probe::schedule(&container, probe, &self.address));
         let prober = Prober { name: name.to_string(), outbox: self.outbox.clone() };
         let (startup, readiness, liveness) =
             (read(&container.startup_probe), read(&container.readiness_probe), read(&container.liveness_probe));
@@ -414,8 +413,11 @@ impl Worker {
     async fn delete_object(&mut self) {
         let pods = Api::<Pod>::namespaced(self.shared.supplies.client.clone(), self.namespace());
         let preconditions = Preconditions { uid: self.pod.metadata.uid.clone(), resource_version: None };
-        let params =
-            DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
         let mut failures = base::Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         loop {
             match pods.delete(self.name(), &params).await {

@@ -88,8 +88,17 @@ async fn a_pod_becomes_ready_answers_and_ends_with_grace() {
     let fixture = Fixture::start().await;
     let registered = fixture.api.get("/api/v1/nodes", "node-1").unwrap();
     assert_eq!(registered["metadata"]["labels"]["kubernetes.io/os"], "linux");
-    assert!(registered["status"]["conditions"].as_array().unwrap().iter().any(|c| c["type"] == "Ready" && c["status"] == "True"));
-    fixture.api.put("/api/v1/namespaces/default/configmaps", json!({"metadata": {"name": "page"}, "data": {"index.html": "hello from the map"}}));
+    assert!(
+        registered["status"]["conditions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|c| c["type"] == "Ready" && c["status"] == "True")
+    );
+    fixture.api.put(
+        "/api/v1/namespaces/default/configmaps",
+        json!({"metadata": {"name": "page"}, "data": {"index.html": "hello from the map"}}),
+    );
     let script = "import http.server, os, signal, sys\n\
         signal.signal(signal.SIGTERM, lambda *_: (print('bye', flush=True), os._exit(0)))\n\
         os.chdir('/page')\nprint('up as', os.environ['WHO'], flush=True)\n\
@@ -143,13 +152,19 @@ async fn ends_failures_and_missing_images_are_told() {
         return;
     }
     let fixture = Fixture::start().await;
-    fixture.create("job", json!({"restartPolicy": "Never", "containers": [shell("echo reason > /dev/termination-log; exit 3")]}));
+    fixture.create(
+        "job",
+        json!({"restartPolicy": "Never", "containers": [shell("echo reason > /dev/termination-log; exit 3")]}),
+    );
     fixture.create("loop", json!({"containers": [shell("exit 1")]}));
     fixture.create("image", json!({"containers": [{"name": "main", "image": "127.0.0.1:9/no/such:1"}]}));
-    fixture.create("config", json!({"containers": [{
-        "name": "main", "image": "runtime.colibri.local/binary", "command": ["/bin/true"],
-        "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "none", "key": "a"}}}]
-    }]}));
+    fixture.create(
+        "config",
+        json!({"containers": [{
+            "name": "main", "image": "runtime.colibri.local/binary", "command": ["/bin/true"],
+            "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "none", "key": "a"}}}]
+        }]}),
+    );
     fixture.create("host", json!({"hostNetwork": true, "containers": [shell("true")]}));
     fixture.create("init", json!({
         "restartPolicy": "Never",
@@ -165,11 +180,19 @@ async fn ends_failures_and_missing_images_are_told() {
     }));
     let job = fixture.api.wait(PODS, "job", |pod| pod["status"]["phase"] == "Failed").await;
     let ended = &job["status"]["containerStatuses"][0]["state"]["terminated"];
-    assert_eq!((&ended["exitCode"], &ended["reason"], &ended["message"]), (&json!(3), &json!("Error"), &json!("reason\n")));
+    assert_eq!(
+        (&ended["exitCode"], &ended["reason"], &ended["message"]),
+        (&json!(3), &json!("Error"), &json!("reason\n"))
+    );
     let waiting = |reason: &'static str| {
         move |pod: &Value| pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == reason
     };
-    let looped = fixture.api.wait(PODS, "loop", |pod| waiting("CrashLoopBackOff")(pod) && pod["status"]["containerStatuses"][0]["restartCount"] == 2).await;
+    let looped = fixture
+        .api
+        .wait(PODS, "loop", |pod| {
+            waiting("CrashLoopBackOff")(pod) && pod["status"]["containerStatuses"][0]["restartCount"] == 2
+        })
+        .await;
     assert_eq!(looped["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 1);
     fixture.api.wait(PODS, "image", waiting("ErrImagePull")).await;
     let config = fixture.api.wait(PODS, "config", waiting("CreateContainerConfigError")).await;

@@ -49,8 +49,7 @@ async fn fixture(name: &str, prepared: usize, user_namespace: bool) -> Fixture {
         user_namespace: user_namespace.then_some(1_000_000),
     };
     let network = Arc::new(NoNetwork);
-    let sandboxes =
-        Sandboxes::start(config, network, &TaskTracker::new(), CancellationToken::new()).await.unwrap();
+    let sandboxes = Sandboxes::start(config, network, &TaskTracker::new(), CancellationToken::new()).await.unwrap();
     Fixture { dir, sandboxes, cgroup }
 }
 
@@ -172,7 +171,10 @@ async fn layers_are_writable_copies() {
         let layer = fixture.dir.path().join("layer");
         std::fs::create_dir_all(layer.join("etc")).unwrap();
         std::fs::write(layer.join("etc/motd"), "from the image").unwrap();
-        let mut spec = container(&fixture, &["/usr/bin/bash", "-c", "cat /etc/motd; echo x > /etc/motd; cat /etc/motd; stat -c %u /etc/motd"]);
+        let mut spec = container(
+            &fixture,
+            &["/usr/bin/bash", "-c", "cat /etc/motd; echo x > /etc/motd; cat /etc/motd; stat -c %u /etc/motd"],
+        );
         std::os::unix::fs::symlink("usr/lib64", layer.join("lib64")).unwrap();
         std::os::unix::fs::symlink("usr/lib", layer.join("lib")).unwrap();
         spec.root = Root::Layers(vec![layer.clone()]);
@@ -220,7 +222,10 @@ async fn limits_hold_and_grace_is_kept() {
         return;
     }
     let fixture = fixture("limits", 1, true).await;
-    let mut spec = container(&fixture, &["/usr/bin/python3", "-c", "x = bytearray(200 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1"]);
+    let mut spec = container(
+        &fixture,
+        &["/usr/bin/python3", "-c", "x = bytearray(200 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1"],
+    );
     spec.limits.memory_bytes = Some(48 << 20);
     let exit = run(&fixture, pod(), spec).await.0.unwrap();
     assert!(exit.oom_killed, "{exit:?}");
@@ -228,7 +233,10 @@ async fn limits_hold_and_grace_is_kept() {
 
     let mut sandbox = fixture.sandboxes.take().await.unwrap();
     sandbox.link.send(&Request::Configure(pod())).await.unwrap();
-    let spec = container(&fixture, &["/bin/sh", "-c", "trap 'echo got it; exit 7' TERM; echo up; while :; do sleep 0.01; done"]);
+    let spec = container(
+        &fixture,
+        &["/bin/sh", "-c", "trap 'echo got it; exit 7' TERM; echo up; while :; do sleep 0.01; done"],
+    );
     let log = spec.log.clone();
     sandbox.link.send(&Request::Start(Box::new(spec))).await.unwrap();
     while !std::fs::read_to_string(&log).unwrap_or_default().contains("up") {
@@ -379,9 +387,21 @@ async fn figures_of_a_start() {
         let mut spec = container(&fixture, &["/bin/true"]);
         if round % 2 == 1 {
             spec.root = Root::Layers(vec![layer.clone()]);
-            spec.mounts.push(Mount { source: MountSource::Host("/usr".into()), target: "/usr".into(), read_only: true });
-            spec.mounts.push(Mount { source: MountSource::Host("/usr/lib64".into()), target: "/lib64".into(), read_only: true });
-            spec.mounts.push(Mount { source: MountSource::Host("/usr/lib".into()), target: "/lib".into(), read_only: true });
+            spec.mounts.push(Mount {
+                source: MountSource::Host("/usr".into()),
+                target: "/usr".into(),
+                read_only: true,
+            });
+            spec.mounts.push(Mount {
+                source: MountSource::Host("/usr/lib64".into()),
+                target: "/lib64".into(),
+                read_only: true,
+            });
+            spec.mounts.push(Mount {
+                source: MountSource::Host("/usr/lib".into()),
+                target: "/lib".into(),
+                read_only: true,
+            });
             spec.args = vec!["/true".into()];
         }
         let mut sandbox = fixture.sandboxes.take().await.unwrap();
@@ -401,6 +421,9 @@ async fn figures_of_a_start() {
         fixture.sandboxes.destroy(sandbox).await;
     }
     started.sort();
-    eprintln!("order to exec: p50 {:?}, worst {:?}; to reported exit p50 {:?}", started[10].0, started[19].0, started[10].1);
+    eprintln!(
+        "order to exec: p50 {:?}, worst {:?}; to reported exit p50 {:?}",
+        started[10].0, started[19].0, started[10].1
+    );
     fixture.end().await;
 }

@@ -40,13 +40,7 @@ pub struct Orders {
 }
 
 /// Waits for orders and follows them; the process becomes the container's.
-pub fn run(
-    sandbox: &Sandbox,
-    cgroup: &Cgroup,
-    orders: OwnedFd,
-    report: OwnedFd,
-    outputs: [OwnedFd; 2],
-) -> ! {
+pub fn run(sandbox: &Sandbox, cgroup: &Cgroup, orders: OwnedFd, report: OwnedFd, outputs: [OwnedFd; 2]) -> ! {
     let failure = match prepare(cgroup, &outputs).and_then(|()| wait_for_orders(orders)) {
         Ok(Some(orders)) => start(sandbox, &orders),
         Ok(None) => sys::exit(0),
@@ -174,7 +168,9 @@ fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENOENT) => "no such file or directory".into(),
         Some(libc::EACCES) => "permission denied".into(),
-        Some(libc::ENOEXEC) => "exec format error: no program for this kind of processor, or a script without #!".into(),
+        Some(libc::ENOEXEC) => {
+            "exec format error: no program for this kind of processor, or a script without #!".into()
+        }
         _ => error.to_string(),
     }
 }
@@ -201,7 +197,11 @@ pub fn exec_inside(
         Ok(identity) => match sys::fork(0) {
             Ok(sys::Forked::Parent(pid)) => {
                 let status = sys::wait(pid);
-                sys::exit(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) })
+                sys::exit(if libc::WIFEXITED(status) {
+                    libc::WEXITSTATUS(status)
+                } else {
+                    128 + libc::WTERMSIG(status)
+                })
             }
             Ok(sys::Forked::Child) => match give_up_rights(sandbox, spec, &identity) {
                 Ok(()) => execute(args, &environment(spec, &identity)),

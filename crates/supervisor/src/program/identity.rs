@@ -42,10 +42,17 @@ fn lookup(user: &UserSpec, passwd: &str, group: &str) -> Result<Identity, Failur
     let uid = match (user.uid, name) {
         (Some(uid), _) => uid,
         (None, "") => 0,
-        (None, name) => match account.as_ref().and_then(|fields| fields[2].parse().ok()).or_else(|| name.parse().ok()) {
-            Some(uid) => uid,
-            None => return Err(Failure::config("looking up the image's user", format!("{name:?} is not in /etc/passwd"))),
-        },
+        (None, name) => {
+            match account.as_ref().and_then(|fields| fields[2].parse().ok()).or_else(|| name.parse().ok()) {
+                Some(uid) => uid,
+                None => {
+                    return Err(Failure::config(
+                        "looking up the image's user",
+                        format!("{name:?} is not in /etc/passwd"),
+                    ));
+                }
+            }
+        }
     };
     let own_gid = account.as_ref().and_then(|fields| fields[3].parse().ok());
     let gid = match (user.gid, group_name) {

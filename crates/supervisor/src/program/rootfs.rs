@@ -84,12 +84,7 @@ pub fn enter(orders: &Orders, map: Option<BorrowedFd<'_>>) -> Result<(), Failure
 }
 
 /// Layers, the lowest first, under a writable one.
-fn mount_layers(
-    orders: &Orders,
-    layers: &[PathBuf],
-    run: &Path,
-    map: Option<BorrowedFd<'_>>,
-) -> Result<(), Failure> {
+fn mount_layers(orders: &Orders, layers: &[PathBuf], run: &Path, map: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
     let spec = &orders.spec;
     let lower = run.join("l");
     fs::create_dir_all(&lower).step("making folders in memory")?;
@@ -105,7 +100,9 @@ fn mount_layers(
     }
     let writable = orders.dir.join("rw").join(format!("{}-{}", spec.name, spec.run));
     let upper = writable.join("u");
-    fs::create_dir_all(&upper).and_then(|()| fs::create_dir_all(writable.join("w"))).step("making the writable layer")?;
+    fs::create_dir_all(&upper)
+        .and_then(|()| fs::create_dir_all(writable.join("w")))
+        .step("making the writable layer")?;
     fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)).step("making the writable layer")?;
     chown(&upper, Some(orders.owner), Some(orders.owner)).step("making the writable layer")?;
     // Numbers relative to a folder and a descriptor, so that neither the length nor the characters of paths matter.
@@ -160,17 +157,14 @@ fn own_files(orders: &Orders, later: &mut Vec<Detached>) -> Result<(), Failure> 
 }
 
 /// A volume, or a part of it that is looked up without leaving it.
-fn volume(
-    orders: &Orders,
-    mount: &supervisor::Mount,
-    map: Option<BorrowedFd<'_>>,
-) -> Result<Detached, Failure> {
+fn volume(orders: &Orders, mount: &supervisor::Mount, map: Option<BorrowedFd<'_>>) -> Result<Detached, Failure> {
     let target = PathBuf::from(&mount.target);
     let (root, sub_path) = match &mount.source {
         MountSource::Host(path) => return detach(path, None, target, mount.read_only, map),
         MountSource::Volume { name, sub_path } => {
             let root = orders.volumes.get(name);
-            let root = root.ok_or_else(|| Failure::config("mounting a volume", format!("there is no volume {name}")))?;
+            let root =
+                root.ok_or_else(|| Failure::config("mounting a volume", format!("there is no volume {name}")))?;
             (root, sub_path)
         }
     };
@@ -208,7 +202,8 @@ fn make_below(folder: &fs::File, path: &Path, owner: u32) -> Result<(), Failure>
         if rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o755)).is_ok() {
             let id = Some(rustix::fs::Uid::from_raw(owner));
             let group = Some(rustix::fs::Gid::from_raw(owner));
-            rustix::fs::chownat(&at, name, id, group, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).step("making a sub path")?;
+            rustix::fs::chownat(&at, name, id, group, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+                .step("making a sub path")?;
         }
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         at = rustix::fs::openat2(&at, Path::new(name), flags, Mode::empty(), resolve).step("making a sub path")?.into();

@@ -100,7 +100,8 @@ impl Sandbox {
                 Ok(Prepared { pid, cgroup, orders, report, outputs: [stdout, stderr] })
             }
             Forked::Child => {
-                let mut keep: Vec<_> = [&orders_in, &report_out, &stdout_in, &stderr_in].map(|fd| fd.as_raw_fd()).into();
+                let mut keep: Vec<_> =
+                    [&orders_in, &report_out, &stdout_in, &stderr_in].map(|fd| fd.as_raw_fd()).into();
                 keep.extend(self.user_namespace.as_ref().map(AsRawFd::as_raw_fd));
                 keep.sort_unstable();
                 sys::close_all_but(&keep);

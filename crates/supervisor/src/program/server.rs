@@ -92,7 +92,8 @@ impl Server {
         // A name relative to the folder: paths of sockets are short.
         std::env::set_current_dir(&sandbox.setup.dir).step("entering the sandbox's folder")?;
         let listener = UnixListener::bind("socket").step("opening the socket")?;
-        fs::set_permissions("socket", std::os::unix::fs::PermissionsExt::from_mode(0o600)).step("closing the socket")?;
+        fs::set_permissions("socket", std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .step("closing the socket")?;
         listener.set_nonblocking(true).step("opening the socket")?;
         Ok(Self {
             sandbox,
@@ -359,7 +360,8 @@ impl Server {
             return self.failed(name.to_string(), run, failure);
         }
         let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
-        let signal = if container.killed_for_term && signal == Some(libc::SIGKILL) { Some(libc::SIGTERM) } else { signal };
+        let signal =
+            if container.killed_for_term && signal == Some(libc::SIGKILL) { Some(libc::SIGTERM) } else { signal };
         let code = signal.map_or_else(|| libc::WEXITSTATUS(status), |signal| 128 + signal);
         let exit = Exit {
             code,
@@ -509,7 +511,8 @@ impl Container {
     fn drain(&mut self) {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let mut buffer = vec![0; 64 * 1024];
-            while let Some(count) = self.outputs[stream as usize].as_mut().and_then(|output| output.read(&mut buffer).ok())
+            while let Some(count) =
+                self.outputs[stream as usize].as_mut().and_then(|output| output.read(&mut buffer).ok())
                 && count > 0
             {
                 self.log.take(stream, &buffer[..count], jiff::Timestamp::now());

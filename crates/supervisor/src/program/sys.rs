@@ -269,10 +269,8 @@ pub fn set_limit(resource: libc::__rlimit_resource_t, most: u64) {
 pub fn make_device(path: &Path, major: u32, minor: u32) -> io::Result<()> {
     let name = CString::new(path.as_os_str().as_encoded_bytes())?;
     // SAFETY: the name is a valid string.
-    check(c_long::from(unsafe {
-        libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o666, libc::makedev(major, minor))
-    }))
-    .map(drop)?;
+    check(c_long::from(unsafe { libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o666, libc::makedev(major, minor)) }))
+        .map(drop)?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666))
 }
 

@@ -19,7 +19,9 @@ pub enum FolderError {
     #[error("the name {0:?} is not UTF-8; rename the file or name it in .colibriignore")]
     Name(PathBuf),
     /// A link that cannot be followed.
-    #[error("{0} is a link to something that is not a file inside the folder; copy the file, or name the link in .colibriignore")]
+    #[error(
+        "{0} is a link to something that is not a file inside the folder; copy the file, or name the link in .colibriignore"
+    )]
     Link(PathBuf),
     /// A socket, pipe or device.
     #[error("{0} is neither a file nor a folder; name it in .colibriignore")]
@@ -56,12 +58,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn folder(
-        &mut self,
-        folder: &Path,
-        prefix: &str,
-        folders: &mut Vec<(PathBuf, String)>,
-    ) -> Result<(), FolderError> {
+    fn folder(&mut self, folder: &Path, prefix: &str, folders: &mut Vec<(PathBuf, String)>) -> Result<(), FolderError> {
         let failed = |source| FolderError::Read { path: folder.to_path_buf(), source };
         for entry in fs::read_dir(folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;

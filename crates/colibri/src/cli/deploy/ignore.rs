@@ -40,9 +40,11 @@ impl Ignore {
     /// Whether a path below the folder (parts joined by `/`) is left out.
     pub fn leaves_out(&self, path: &str, is_folder: bool) -> bool {
         let parts: Vec<&str> = path.split('/').collect();
-        let last = self.patterns.iter().rev().find(|pattern| {
-            (is_folder || !pattern.folders_only) && matches(&pattern.parts, &parts)
-        });
+        let last = self
+            .patterns
+            .iter()
+            .rev()
+            .find(|pattern| (is_folder || !pattern.folders_only) && matches(&pattern.parts, &parts));
         last.is_some_and(|pattern| !pattern.takes_back)
     }
 }

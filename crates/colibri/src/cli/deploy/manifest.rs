@@ -44,16 +44,16 @@ pub fn find(folder: &Path) -> Result<PathBuf, ManifestError> {
 
 /// The Functions of a file; one without a name gets `default_name`.
 pub fn read(path: &Path, default_name: &str) -> Result<Vec<Function>, ManifestError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ManifestError::Read { path: path.to_path_buf(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ManifestError::Read { path: path.to_path_buf(), source })?;
     parse(&text, path, default_name)
 }
 
 fn parse(text: &str, path: &Path, default_name: &str) -> Result<Vec<Function>, ManifestError> {
     let mut functions = Vec::new();
     for document in serde_yaml_ng::Deserializer::from_str(text) {
-        let object = Value::deserialize(document)
-            .map_err(|source| ManifestError::Yaml { path: path.to_path_buf(), source })?;
+        let object =
+            Value::deserialize(document).map_err(|source| ManifestError::Yaml { path: path.to_path_buf(), source })?;
         if !object.is_null() {
             functions.push(function(object, path, default_name)?);
         }
@@ -76,8 +76,8 @@ fn function(mut object: Value, path: &Path, default_name: &str) -> Result<Functi
         fields.insert("kind".to_owned(), kind.into());
         fields.insert("apiVersion".to_owned(), version.into());
     }
-    let mut function: Function = serde_json::from_value(object.clone())
-        .map_err(|source| ManifestError::Shape { path: path.clone(), source })?;
+    let mut function: Function =
+        serde_json::from_value(object.clone()).map_err(|source| ManifestError::Shape { path: path.clone(), source })?;
     let understood = serde_json::to_value(&function).unwrap_or_default();
     if let Some(field) = unknown(&object, &understood, "") {
         return Err(ManifestError::Unknown { path, field });
@@ -137,7 +137,10 @@ mod tests {
     #[test]
     fn manifests() {
         check("spec: {runtime: python}", Ok(&["folder"]));
-        check("kind: Function\nmetadata: {name: a}\nspec: {runtime: python}\n---\nmetadata: {name: b}\n", Ok(&["a", "b"]));
+        check(
+            "kind: Function\nmetadata: {name: a}\nspec: {runtime: python}\n---\nmetadata: {name: b}\n",
+            Ok(&["a", "b"]),
+        );
         check("spec: {runtime: python, volumes: [], delivery: null}", Ok(&["folder"]));
         check("spec: {runtime: python, env: [{name: A, value: b}], triggers: [{http: {path: /x}}]}", Ok(&["folder"]));
         check("spec: {runtme: python}", Err("unknown field spec.runtme"));

@@ -57,7 +57,8 @@ pub async fn run(args: DeployArgs) -> Result<(), CliError> {
         (None, _) => {}
     }
     // What can be wrong here is said before a platform is asked for.
-    let prepared: Vec<Prepared> = functions.into_iter().map(|function| prepare(&dir, function)).collect::<Result<_, _>>()?;
+    let prepared: Vec<Prepared> =
+        functions.into_iter().map(|function| prepare(&dir, function)).collect::<Result<_, _>>()?;
     let access = args.target.open().await?;
     for prepared in prepared {
         deploy(&args, &access, prepared).await?;
@@ -206,7 +207,10 @@ mod tests {
             }))
             .unwrap()
         };
-        let merged = merge(&object(serde_json::json!({"by": "others"}), "python"), &object(serde_json::json!({"mine": "1"}), "binary"));
+        let merged = merge(
+            &object(serde_json::json!({"by": "others"}), "python"),
+            &object(serde_json::json!({"mine": "1"}), "binary"),
+        );
         assert_eq!(merged, object(serde_json::json!({"by": "others", "mine": "1"}), "binary"));
     }
 }

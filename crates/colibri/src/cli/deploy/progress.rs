@@ -107,7 +107,9 @@ fn text_of(condition: &Condition) -> String {
 fn failed(function: &Function, condition: &str, message: &str) -> CliError {
     let version = function.status.as_ref().and_then(|status| status.version.clone());
     let rest = match version {
-        Some(version) if condition == "RevisionReady" => format!("\n{version} still serves; correct the code and deploy again"),
+        Some(version) if condition == "RevisionReady" => {
+            format!("\n{version} still serves; correct the code and deploy again")
+        }
         _ => String::new(),
     };
     CliError::new(format!("{} failed ({condition}): {message}{rest}", function.name_any()))

@@ -97,9 +97,7 @@ fn template(function: &Function, code: &Code) -> RevisionTemplate {
 fn container(function: &Function, code: &Code) -> Container {
     let spec = &function.spec;
     let (image, command) = match code {
-        Code::Archive { .. } => {
-            (format!("{RUNTIME_REGISTRY}/{}", spec.runtime), runtimes::command(&spec.runtime))
-        }
+        Code::Archive { .. } => (format!("{RUNTIME_REGISTRY}/{}", spec.runtime), runtimes::command(&spec.runtime)),
         Code::Image { reference } => ((*reference).to_owned(), None),
     };
     let own = spec.volumes.iter().map(|volume| VolumeMount {
@@ -178,12 +176,10 @@ fn hash(spec: &impl Serialize) -> String {
 /// Whether every wanted field is present with its value; the API server's defaults may stand beside them.
 fn holds(present: &Value, wanted: &Value) -> bool {
     match (present, wanted) {
-        (Value::Object(present), Value::Object(wanted)) => {
-            wanted.iter().all(|(name, value)| match present.get(name) {
-                Some(found) => holds(found, value),
-                None => is_empty(value),
-            })
-        }
+        (Value::Object(present), Value::Object(wanted)) => wanted.iter().all(|(name, value)| match present.get(name) {
+            Some(found) => holds(found, value),
+            None => is_empty(value),
+        }),
         (Value::Array(present), Value::Array(wanted)) => {
             present.len() == wanted.len() && present.iter().zip(wanted).all(|(present, wanted)| holds(present, wanted))
         }
