@@ -371,7 +371,7 @@ impl Kubelet for Node {
         };
         let name = format!("{namespace}/{pod}");
         Box::pin(async move {
-            let (logs, wish) = found.ok_or_else(|| KubeletError::UnknownPod(name))?;
+            let (logs, wish) = found.ok_or(KubeletError::UnknownPod(name))?;
             let container = match (&options.container, &wish) {
                 (Some(container), _) => container.clone(),
                 (None, Wish::Pod(pod)) => only_container(pod)?,

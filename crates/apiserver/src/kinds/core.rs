@@ -114,10 +114,8 @@ fn validate_secret(secret: &Value, faults: &mut Faults) {
     match text(secret, "type") {
         "kubernetes.io/tls" => ["tls.crt", "tls.key"].into_iter().for_each(need),
         "kubernetes.io/ssh-auth" => need("ssh-privatekey"),
-        "kubernetes.io/basic-auth" => {
-            if data.get("username").is_none() && data.get("password").is_none() {
-                ["username", "password"].into_iter().for_each(need);
-            }
+        "kubernetes.io/basic-auth" if data.get("username").is_none() && data.get("password").is_none() => {
+            ["username", "password"].into_iter().for_each(need);
         }
         "kubernetes.io/dockerconfigjson" => registry_login(secret, ".dockerconfigjson", faults),
         "kubernetes.io/dockercfg" => registry_login(secret, ".dockercfg", faults),

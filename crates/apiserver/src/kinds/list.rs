@@ -15,6 +15,9 @@ use crate::resource::{
 
 const ALL_VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
+/// Path of a field that selectors may name, and how it is read.
+type FieldReader = (&'static str, fn(&Value) -> String);
+
 /// One row of the list, with the usual values filled in.
 struct Row {
     group: &'static str,
@@ -35,7 +38,7 @@ struct Row {
     create_on_update: bool,
     storage_group: Option<&'static str>,
     subresources: &'static [(&'static str, &'static str, &'static [&'static str])],
-    fields: &'static [(&'static str, fn(&Value) -> String)],
+    fields: &'static [FieldReader],
     columns: fn() -> Columns,
     rules: Rules,
 }
@@ -89,7 +92,7 @@ macro_rules! field {
     };
 }
 
-const EVENT_FIELDS: &[(&str, fn(&Value) -> String)] = &[
+const EVENT_FIELDS: &[FieldReader] = &[
     field!("involvedObject.kind"),
     field!("involvedObject.namespace"),
     field!("involvedObject.name"),
@@ -109,7 +112,7 @@ const EVENT_FIELDS: &[(&str, fn(&Value) -> String)] = &[
     field!("type"),
 ];
 
-const NEW_EVENT_FIELDS: &[(&str, fn(&Value) -> String)] = &[
+const NEW_EVENT_FIELDS: &[FieldReader] = &[
     field!("regarding.kind"),
     field!("regarding.namespace"),
     field!("regarding.name"),
@@ -122,7 +125,7 @@ const NEW_EVENT_FIELDS: &[(&str, fn(&Value) -> String)] = &[
     field!("type"),
 ];
 
-const POD_FIELDS: &[(&str, fn(&Value) -> String)] = &[
+const POD_FIELDS: &[FieldReader] = &[
     field!("spec.nodeName"),
     field!("spec.restartPolicy"),
     field!("spec.schedulerName"),
@@ -332,8 +335,8 @@ fn others() -> Vec<Row> {
         status: true,
         ..row("autoscaling", version, "HorizontalPodAutoscaler", "horizontalpodautoscalers")
     };
-    let (binding_columns, role_columns): (fn() -> Columns, fn() -> Columns) =
-        (others::binding_columns, others::role_columns);
+    let binding_columns: fn() -> Columns = others::binding_columns;
+    let role_columns: fn() -> Columns = others::role_columns;
     let rbac = |kind, plural, namespaced, rules, columns| Row {
         rules,
         columns,

@@ -46,6 +46,9 @@ pub fn schema_name(api_version: &str, kind: &str) -> Option<String> {
 
 type Faults = Vec<FieldError>;
 
+/// From a version to the stored one, and back.
+type Conversion = (fn(&mut Value), fn(&mut Value));
+
 /// What is particular to one kind. Every function sees values whose field types were checked.
 #[derive(Clone, Copy)]
 struct Rules {
@@ -74,7 +77,7 @@ struct Rules {
     /// Whether updates repeat the checks of [`Rules::validate`].
     validates_updates: bool,
     /// From this version to the stored one, and back.
-    convert: Option<(fn(&mut Value), fn(&mut Value))>,
+    convert: Option<Conversion>,
 }
 
 impl Rules {

@@ -205,10 +205,11 @@ fn keep_addresses(spec: &mut Value, old: &Value) {
         for name in ["clusterIP", "clusterIPs"] {
             super::carry(spec, old, name);
         }
-    } else if new_ip != old_ip && at(spec, "clusterIPs") == at(old, "clusterIPs") {
-        set(spec, "clusterIPs", json!([new_ip]));
-    } else if at(spec, "clusterIPs").is_null() {
-        set(spec, "clusterIPs", json!([new_ip]));
+    } else {
+        let only_one_changed = new_ip != old_ip && at(spec, "clusterIPs") == at(old, "clusterIPs");
+        if only_one_changed || at(spec, "clusterIPs").is_null() {
+            set(spec, "clusterIPs", json!([new_ip]));
+        }
     }
     for name in ["ipFamilies", "ipFamilyPolicy", "healthCheckNodePort"] {
         if at(spec, name).is_null() {

@@ -20,7 +20,7 @@ pub fn add(def: &ResourceDef, paths: &mut Map<String, Value>, reference: &Value)
     let item = format!("{collection}/{{name}}");
     let mut on_collection = Map::new();
     let mut on_item = Map::new();
-    let mut operation = |verb: &str, method: &str, action: &str, target: &mut Map<String, Value>| {
+    let operation = |verb: &str, method: &str, action: &str, target: &mut Map<String, Value>| {
         if def.has_verb(verb) {
             target.insert(method.into(), self::operation(def, method, action, reference));
         }

@@ -177,7 +177,7 @@ fn depth_and_size_are_bounded() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_it_panic(kind in "(v1|apps/v1) (Pod|Deployment|Service)", bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn no_bytes_make_it_panic(kind in "(v1|apps/v1) (Pod|Deployment|Service)", bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
         let (version, kind) = kind.split_once(' ').expect("two words");
         let _ = decode(&bytes);
         let _ = decode(&[MAGIC.to_vec(), bytes.clone()].concat());
@@ -185,7 +185,7 @@ proptest! {
     }
 
     #[test]
-    fn no_cut_or_flipped_message_makes_it_panic(at in 0_usize..200, flip in any::<u8>()) {
+    fn no_cut_or_flipped_message_makes_it_panic(at in 0_usize..200, flip in proptest::prelude::any::<u8>()) {
         let container = message().text(1, "c").text(2, "i").message(10, message().message(1, message().message(2, message().text(1, "/"))));
         let mut bytes = body("v1", "Pod", message().message(1, message().text(1, "p")).message(2, message().message(2, container)));
         let at = at % bytes.len();

@@ -147,7 +147,7 @@ impl Graph {
         if !staying.is_empty() {
             return Plan::DropReferences(going.iter().map(|owner| owner.uid.clone()).collect());
         }
-        let waited_for = item.owners.iter().any(|owner| is_waiting(owner));
+        let waited_for = item.owners.iter().any(is_waiting);
         let has_dependents = self.dependents_of(uid).next().is_some();
         Plan::Delete(if item.has_finalizer(ORPHAN) {
             Propagation::Orphan

@@ -107,12 +107,12 @@ impl Collector {
             keep
         });
         for kind in found {
-            if !kinds.contains_key(&kind) {
+            kinds.entry(kind).or_insert_with_key(|kind| {
                 let stop = self.stop.child_token();
                 self.unlisted.send_modify(|count| *count += 1);
                 self.tasks.spawn(self.clone().watch(kind.clone(), stop.clone()));
-                kinds.insert(kind, stop);
-            }
+                stop
+            });
         }
     }
 

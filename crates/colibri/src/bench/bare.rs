@@ -18,8 +18,6 @@ const LOOK: Duration = Duration::from_micros(500);
 /// A process that is ended when dropped.
 pub struct Bare {
     child: Child,
-    /// Where it listens.
-    pub address: SocketAddr,
     /// From the start of the process to its first answer.
     pub took: Duration,
     _dir: Option<tempfile::TempDir>,
@@ -56,7 +54,7 @@ pub async fn start(workload: Workload, hello: &Path, runtimes: &Path) -> Result<
     command.env("PORT", port.to_string()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let start = Instant::now();
     let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
-    let mut bare = Bare { child, address, took: Duration::ZERO, _dir: dir };
+    let mut bare = Bare { child, took: Duration::ZERO, _dir: dir };
     while start.elapsed() < LIMIT {
         if http::get(address, "bare", "/").await.is_ok() {
             bare.took = start.elapsed();

@@ -21,8 +21,6 @@ pub struct Timed {
     pub first_byte: Duration,
     /// Stages of the `Server-Timing` header with their times.
     pub stages: Vec<(String, Duration)>,
-    /// Body.
-    pub body: String,
 }
 
 /// A connection for several requests.
@@ -66,7 +64,7 @@ impl Connection {
         let body = tokio::time::timeout(LIMIT, response.into_body().collect()).await??.to_bytes();
         let body = String::from_utf8_lossy(&body).into_owned();
         ensure!(status.is_success(), "{} answered {status}: {body}", self.host);
-        Ok(Timed { first_byte, stages, body })
+        Ok(Timed { first_byte, stages })
     }
 }
 

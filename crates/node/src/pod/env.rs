@@ -277,7 +277,20 @@ mod tests {
         let own = Own { pod_ip: "10.0.0.9".into(), ..Own::default() };
         let env = make(&pod, &container, &["PATH=/bin".to_string()], &sources, &own).unwrap();
         let text: Vec<String> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let expected = ["HOSTNAME=p", "S_k=v", "PATH=/x", "K=v", "IP=10.0.0.9", "L=x", "M=64", "C=2", "ALL=v-10.0.0.9"];
+        let expected = [
+            "HOSTNAME=p",
+            "KUBERNETES_SERVICE_HOST=kubernetes.default.svc",
+            "KUBERNETES_SERVICE_PORT=443",
+            "KUBERNETES_SERVICE_PORT_HTTPS=443",
+            "S_k=v",
+            "PATH=/x",
+            "K=v",
+            "IP=10.0.0.9",
+            "L=x",
+            "M=64",
+            "C=2",
+            "ALL=v-10.0.0.9",
+        ];
         assert_eq!(text, expected);
         let missing = make(&pod, &container, &[], &Sources::new(), &own).unwrap_err();
         assert_eq!(missing.to_string(), "Secret \"s\" not found");

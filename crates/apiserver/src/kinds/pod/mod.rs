@@ -23,7 +23,7 @@ pub const RULES: Rules = Rules {
     prepare_status: |new, _| sync_addresses(new),
     validate,
     validate_update: update::validate,
-    validate_status: validate_status,
+    validate_status,
     grace,
     ..Rules::NONE
 };

@@ -2,7 +2,7 @@
 //!
 //! Source: `k8s.io/kubernetes/pkg/apis/core/validation`, `ValidatePodUpdate`.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::kinds::Faults;
 use crate::kinds::json::{at, items, number, set, text};
@@ -118,6 +118,8 @@ fn put(object: &mut Value, name: &str, value: &Value) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn check(change: fn(&mut Value), wanted: &[&str]) {
