@@ -137,10 +137,10 @@ mod tests {
         assert_eq!(
             texts,
             [
-                "spec.limits[0].default[cpu]: Invalid value: \"1\": default value 2 is greater than max value 1",
-                "spec.limits[0].default[cpu]: Invalid value: \"3\": min value 3 is greater than default value 2",
                 "spec.limits[0].defaultRequest[cpu]: Invalid value: \"2\": default request value 2 is greater than max value 1",
                 "spec.limits[0].defaultRequest[cpu]: Invalid value: \"2\": min value 3 is greater than default request value 2",
+                "spec.limits[0].default[cpu]: Invalid value: \"1\": default value 2 is greater than max value 1",
+                "spec.limits[0].default[cpu]: Invalid value: \"3\": min value 3 is greater than default value 2",
                 "spec.limits[0].min[cpu]: Invalid value: \"3\": min value 3 is greater than max value 1",
             ]
         );

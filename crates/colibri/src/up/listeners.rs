@@ -96,7 +96,9 @@ fn owner(port: u16) -> String {
             listening_inode(&text, port)
         })?;
         let wanted = format!("socket:[{inode}]");
-        std::fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
+        // Beside the numbers there are links to the reader's own entry.
+        let is_process = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().parse::<u32>().is_ok();
+        std::fs::read_dir("/proc").ok()?.flatten().filter(is_process).find_map(|process| {
             let holds = std::fs::read_dir(process.path().join("fd")).ok()?.flatten();
             let mut holds = holds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
             holds.any(|link| link.to_string_lossy() == wanted).then(|| {
