@@ -25,6 +25,8 @@ async fn a_container_answers_from_zero_goes_to_zero_and_wakes_again() -> Result<
     assert!(answer.body.to_lowercase().contains("hello"), "{answer:?}");
 
     platform.wait_for_pods(&service_selector("hello"), 0, SOON).await?;
+    let inactive = ["wait", "--for=condition=Active=False", "revision/hello-00001", "--timeout=20s"];
+    platform.kubectl(&inactive).await?.ok()?;
     let revision = platform.object("revision", "hello-00001").await?;
     let condition = |kind: &str| {
         let conditions = revision["status"]["conditions"].as_array().cloned().unwrap_or_default();
