@@ -44,7 +44,9 @@ pub async fn start(workload: Workload, hello: &Path, runtimes: &Path) -> Result<
         Workload::Python => {
             let code = tempfile::tempdir()?;
             std::fs::write(code.path().join("main.py"), PYTHON_CODE)?;
-            let mut command = Command::new("python3");
+            // The interpreter that the sandbox uses, not whichever comes first on the PATH.
+            let python = functions::runtimes::interpreter("python3").context("python3 is needed")?;
+            let mut command = Command::new(python);
             command.args(["-I", "-S", "-B"]).arg(runtimes.join("python/boot.py"));
             command.env("COLIBRI_CODE", code.path()).env("COLIBRI_HANDLER", "main.handle");
             dir = Some(code);
