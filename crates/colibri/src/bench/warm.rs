@@ -124,7 +124,11 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // Asked to end, not killed: its workers end with it.
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
         let _ = self.child.wait();
     }
 }
@@ -132,7 +136,7 @@ impl Drop for Nginx {
 fn configuration(dir: &Path, address: &str, upstream: &str) -> String {
     let dir = dir.display();
     format!(
-        "daemon off; master_process off; worker_processes 2; pid {dir}/pid; error_log stderr crit;
+        "daemon off; worker_processes 2; pid {dir}/pid; error_log stderr crit;
 events {{ worker_connections 4096; }}
 http {{
   access_log off; client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;
