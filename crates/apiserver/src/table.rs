@@ -50,7 +50,7 @@ pub fn row(def: &ResourceDef, object: &Value, include: Include) -> Value {
         row["conditions"] = json!([condition]);
     }
     match include {
-        Include::None => {}
+        Include::None => row["object"] = Value::Null,
         Include::Metadata => row["object"] = crate::verbs::partial(object),
         Include::Object => row["object"] = object.clone(),
     }

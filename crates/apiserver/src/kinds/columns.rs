@@ -19,6 +19,8 @@ pub enum Doc {
     Own(&'static str),
     /// It is that of a field: type and field name.
     Of(&'static str, &'static str),
+    /// It is that of a field up to the given words, which the reference's own texts do not have yet.
+    Head(&'static str, &'static str, &'static str),
 }
 
 impl Doc {
@@ -31,6 +33,10 @@ impl Doc {
         match self {
             Self::Own(text) => text,
             Self::Of(kind, field) => crate::openapi::field_description(kind, field),
+            Self::Head(kind, field, end) => {
+                let text = crate::openapi::field_description(kind, field);
+                text.find(end).map_or(text, |at| &text[..at])
+            }
         }
     }
 }

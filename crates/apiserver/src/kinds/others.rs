@@ -153,7 +153,7 @@ pub fn autoscaler_columns() -> Columns {
         &[
             NAME,
             ("Reference", "string", 0, Doc::Of(SPEC, "scaleTargetRef")),
-            ("Targets", "string", 0, Doc::Of(SPEC, "metrics")),
+            ("Targets", "string", 0, Doc::Head(SPEC, "metrics", " If not set")),
             ("MinPods", "string", 0, Doc::Of(SPEC, "minReplicas")),
             ("MaxPods", "string", 0, Doc::Of(SPEC, "maxReplicas")),
             ("Replicas", "string", 0, Doc::Of("autoscaling.v2.HorizontalPodAutoscalerStatus", "currentReplicas")),
@@ -639,7 +639,7 @@ pub fn binding_columns() -> Columns {
     make(
         &[
             NAME,
-            ("Role", "string", 0, Doc::Of("rbac.v1.RoleBinding", "roleRef")),
+            ("Role", "string", 0, Doc::Head("rbac.v1.RoleBinding", "roleRef", " This field is immutable")),
             AGE,
             ("Users", "string", 1, Doc::Own("Users in the roleBinding")),
             ("Groups", "string", 1, Doc::Own("Groups in the roleBinding")),

@@ -422,8 +422,8 @@ pub fn slice_columns() -> Columns {
     make(
         &[
             NAME,
-            ("AddressType", "string", 0, Doc::Of(OF, "addressType")),
-            ("Ports", "string", 0, Doc::Of(OF, "ports")),
+            ("AddressType", "string", 0, Doc::Head(OF, "addressType", " (Deprecated)")),
+            ("Ports", "string", 0, Doc::Head(OF, "ports", " Services always")),
             ("Endpoints", "string", 0, Doc::Of(OF, "endpoints")),
             AGE,
         ],

@@ -386,7 +386,7 @@ pub fn deployment_columns() -> Columns {
             AGE,
             CONTAINERS,
             IMAGES,
-            ("Selector", "string", 1, Doc::Of("apps.v1.DeploymentSpec", "selector")),
+            ("Selector", "string", 1, Doc::Head("apps.v1.DeploymentSpec", "selector", " It must match")),
         ],
         |deployment, now| {
             let count = |path: &str| number(deployment, path).unwrap_or(0);

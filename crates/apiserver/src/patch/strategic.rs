@@ -87,7 +87,8 @@ fn apply_list_directives(
             let merge_key = rule(strategy, path).and_then(|rule| rule.key);
             path.pop();
             if let (Some(list), Some(order)) = (map.get_mut(key).and_then(Value::as_array_mut), value.as_array()) {
-                reorder(list, order, merge_key.as_deref());
+                let server = list.clone();
+                reorder(list, order, merge_key.as_deref(), &server);
             }
         }
     }
@@ -129,12 +130,14 @@ fn apply_list(
         *present = Value::Array(Vec::new());
     }
     let Some(list) = present.as_array_mut() else { return Ok(()) };
+    let server = list.clone();
     let Some(merge_key) = rule.key else {
         for item in items {
             if !list.contains(item) {
                 list.push(item.clone());
             }
         }
+        reorder(list, items, None, &server);
         return Ok(());
     };
     let _ = fields;
@@ -158,11 +161,15 @@ fn apply_list(
             }
         }
     }
+    reorder(list, items, Some(&merge_key), &server);
     Ok(())
 }
 
-/// Items that `order` names take its order; the others keep their places between them.
-fn reorder(list: &mut Vec<Value>, order: &[Value], merge_key: Option<&str>) {
+/// Items that `order` names take its order. The others keep the order of `server`, the list before the patch, and go
+/// before the next named item only where they stood before it there.
+///
+/// Source: `k8s.io/apimachinery/pkg/util/strategicpatch`, `normalizeElementOrder`.
+fn reorder(list: &mut Vec<Value>, order: &[Value], merge_key: Option<&str>, server: &[Value]) {
     let id = |item: &Value| -> Value {
         match merge_key {
             Some(key) => item.get(key).cloned().unwrap_or(Value::Null),
@@ -170,31 +177,20 @@ fn reorder(list: &mut Vec<Value>, order: &[Value], merge_key: Option<&str>) {
         }
     };
     let wanted: Vec<Value> = order.iter().map(id).collect();
+    let known: Vec<Value> = server.iter().map(id).collect();
     let rank = |item: &Value| wanted.iter().position(|w| *w == id(item));
-    let before: Vec<Value> = std::mem::take(list);
-    let mut ranked: Vec<Value> = before.iter().filter(|item| rank(item).is_some()).cloned().collect();
-    ranked.sort_by_key(rank);
-    let mut ranked = ranked.into_iter().peekable();
-    // An unranked item goes before the first ranked one that stood behind it.
-    let unranked: Vec<(usize, Value)> = before
-        .iter()
-        .enumerate()
-        .filter(|(_, item)| rank(item).is_none())
-        .map(|(at, item)| (at, item.clone()))
-        .collect();
-    let position = |item: &Value| before.iter().position(|b| id(b) == id(item)).unwrap_or(usize::MAX);
-    let mut unranked = unranked.into_iter().peekable();
-    while ranked.peek().is_some() || unranked.peek().is_some() {
-        let take_unranked = match (ranked.peek(), unranked.peek()) {
-            (Some(r), Some((at, _))) => *at < position(r),
-            (None, Some(_)) => true,
-            _ => false,
+    let place = |item: &Value| known.iter().position(|k| *k == id(item));
+    let (mut named, mut others): (Vec<Value>, Vec<Value>) =
+        std::mem::take(list).into_iter().partition(|item| rank(item).is_some());
+    named.sort_by_key(rank);
+    others.sort_by_key(|item| place(item).unwrap_or(usize::MAX));
+    let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
+    while named.peek().is_some() || others.peek().is_some() {
+        let other_first = match (named.peek(), others.peek()) {
+            (Some(named), Some(other)) => matches!((place(other), place(named)), (Some(a), Some(b)) if a < b),
+            (named, _) => named.is_none(),
         };
-        if take_unranked {
-            list.extend(unranked.next().map(|(_, item)| item));
-        } else {
-            list.extend(ranked.next());
-        }
+        list.extend(if other_first { others.next() } else { named.next() });
     }
 }
 
@@ -230,7 +226,7 @@ mod tests {
         check(
             old.clone(),
             json!({"items": [{"name": "a", "y": 2}, {"name": "c"}]}),
-            json!({"items": [{"name": "a", "x": 1, "y": 2}, {"name": "b"}, {"name": "c"}], "other": [1], "set": ["p"]}),
+            json!({"items": [{"name": "a", "x": 1, "y": 2}, {"name": "c"}, {"name": "b"}], "other": [1], "set": ["p"]}),
         );
         check(
             old.clone(),
@@ -240,7 +236,7 @@ mod tests {
         check(
             old.clone(),
             json!({"items": [{"$patch": "replace"}, {"name": "z"}], "set": ["q"]}),
-            json!({"items": [{"name": "z"}], "other": [1], "set": ["p", "q"]}),
+            json!({"items": [{"name": "z"}], "other": [1], "set": ["q", "p"]}),
         );
         check(
             old,
