@@ -100,23 +100,23 @@ async fn objects_and_definitions_survive_a_restart() {
 
 /// Steps of each recorded area that must pass.
 const FLOORS: [(&str, u32); 17] = [
-    ("core", 101),
-    ("requests", 92),
+    ("core", 117),
+    ("requests", 98),
     ("discovery", 37),
-    ("watches", 110),
+    ("watches", 112),
     ("lists", 71),
     ("crd", 136),
-    ("tables", 51),
-    ("patches", 47),
-    ("deletion", 34),
-    ("subresources", 83),
-    ("pods", 66),
-    ("auth", 127),
-    ("apply", 55),
-    ("admission", 18),
-    ("services", 6),
-    ("workloads", 4),
-    ("other-kinds", 26),
+    ("tables", 77),
+    ("patches", 68),
+    ("deletion", 39),
+    ("subresources", 84),
+    ("pods", 69),
+    ("auth", 134),
+    ("apply", 56),
+    ("admission", 32),
+    ("services", 25),
+    ("workloads", 32),
+    ("other-kinds", 62),
 ];
 
 /// The recorded conversations, in the folder that `COLIBRI_VECTORS` names or beside the workspace.

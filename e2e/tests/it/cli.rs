@@ -29,7 +29,11 @@ async fn every_command_works_and_errors_say_what_to_do() -> Result<()> {
     assert!(kubeconfig.contains("clusters:"), "{kubeconfig}");
     let version = platform.colibri(&["version"]).await?.ok()?;
     assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
-    platform.colibri(&["doctor"]).await?;
+    let doctor = platform.colibri(&["doctor"]).await?.ok()?;
+    for check in ["user", "namespaces", "cgroups", "python", "platform"] {
+        let line = doctor.lines().find(|line| line.split_whitespace().nth(1) == Some(check));
+        assert!(line.is_some_and(|line| line.starts_with("ok")), "{check}:\n{doctor}");
+    }
 
     let missing = platform.colibri(&["invoke", "nobody"]).await?;
     assert_eq!(missing.code, 1, "{}", missing.text());

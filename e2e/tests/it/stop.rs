@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use e2e::{Leftovers, Options, Platform, cannot_run};
 
-use crate::{hello_service, host, service_selector};
+use crate::{SOON, hello_service, host, service_selector};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_drains_and_leaves_nothing_behind() -> Result<()> {
@@ -30,7 +30,7 @@ async fn ctrl_c_drains_and_leaves_nothing_behind() -> Result<()> {
         let platform = platform.clone();
         tokio::spawn(async move { platform.get(&host("drained"), "/sleep?ms=2000").await })
     };
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    wait_until_active(&platform).await?;
     platform.signal(libc::SIGINT);
     let answer = in_flight.await??;
     assert_eq!(answer.status, 200, "a request in flight is answered: {answer:?}");
@@ -54,9 +54,13 @@ async fn a_second_ctrl_c_stops_at_once() -> Result<()> {
         let platform = platform.clone();
         tokio::spawn(async move { platform.get(&host("busy"), "/sleep?ms=25000").await })
     };
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    wait_until_active(&platform).await?;
     platform.signal(libc::SIGINT);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let start = Instant::now();
+    while !platform.log().contains("stopping") {
+        ensure!(start.elapsed() < SOON, "the first signal was not seen:\n{}", platform.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let second = Instant::now();
     platform.signal(libc::SIGINT);
     assert!(in_flight.await?.is_err(), "the request was cut");
@@ -65,4 +69,19 @@ async fn a_second_ctrl_c_stops_at_once() -> Result<()> {
     // Far below the 25 s that the request would have taken.
     assert!(second.elapsed() < Duration::from_secs(15), "{:?}", second.elapsed());
     Ok(())
+}
+
+/// Waits until the gateway counts a request in flight at an instance.
+async fn wait_until_active(platform: &Platform) -> Result<()> {
+    let url = format!("{}/metrics", platform.endpoint("metrics"));
+    let start = Instant::now();
+    loop {
+        let metrics = platform.get_url(&url).await?.body;
+        let mut active = metrics.lines().filter(|line| line.starts_with("kn_revision_request_active"));
+        if active.any(|line| line.split_whitespace().last().is_some_and(|value| value != "0")) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < SOON, "no request is in flight:\n{metrics}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
