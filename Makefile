@@ -50,8 +50,18 @@ e2e: static
 	cargo build --profile ci --locked --workspace --bins
 	$(call run-tests,--package e2e)
 
-bench: build
-	$(SUDO) target/release/colibri bench
+# Measures a fresh platform on free ports beside nginx and plain processes, and writes docs/benchmarks.md.
+bench: build test-packages
+	dir=$$(mktemp -d)
+	run() { $(SUDO) target/release/colibri "$$@" --data-dir "$$dir/data"; }
+	run up --api-port 0 --gateway-port 0 --gateway-tls-port 0 --metrics-port 0 2>"$$dir/log" & platform=$$!
+	trap '$(SUDO) kill $$platform; wait $$platform || true; $(SUDO) rm -rf "$$dir"' EXIT
+	until $(SUDO) test -e "$$dir/data/endpoints.json"; do kill -0 $$platform || { cat "$$dir/log"; exit 1; }; sleep 0.2; done
+	target/release/colibri image pack target/static/hello-container --tag hello:latest --output "$$dir/hello.tar"
+	run image load "$$dir/hello.tar"
+	run bench --markdown >"$$dir/page"
+	cp "$$dir/page" docs/benchmarks.md
+	cat docs/benchmarks.md
 
 dist: build
 	mkdir -p target/dist

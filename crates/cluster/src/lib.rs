@@ -4,11 +4,13 @@
 //! - [`namespaces`]: empties a namespace that is being deleted, then lets it go.
 //! - [`accounts`]: gives each namespace its default service account and the CA's certificate.
 //! - [`scheduler`]: binds pods to nodes.
+//! - [`endpoints`]: says who answers for each Service.
 //!
 //! Invariants: no controller here knows Knative's kinds or ours by name; none keeps state that a restart would miss.
 
 pub mod accounts;
 pub mod collector;
+pub mod endpoints;
 pub mod namespaces;
 pub mod resources;
 pub mod scheduler;
@@ -30,6 +32,7 @@ pub struct Config {
 pub fn start(config: Config, caches: &Arc<Caches>, tasks: &TaskTracker, stop: &CancellationToken) {
     accounts::start(config.root_ca_pem, caches, tasks, stop);
     scheduler::start(caches, tasks, stop);
+    endpoints::start(caches, tasks, stop);
     namespaces::start(caches, tasks, stop);
     collector::start(caches, tasks, stop);
 }

@@ -19,6 +19,7 @@ pub mod pod;
 mod registration;
 pub mod runtimes;
 pub mod sandbox;
+mod services;
 
 pub use config::Config;
 pub use node::{Node, NodeError};

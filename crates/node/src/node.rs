@@ -96,6 +96,7 @@ impl Node {
         match made {
             Ok(node) => {
                 node.watch(&caches);
+                crate::services::start(&network, &caches, &tasks, &stop);
                 Ok(node)
             }
             Err(error) => {

@@ -3,12 +3,15 @@
 //! Each test starts a platform of its own on free ports. They need root and skip themselves, with the reason, without
 //! it; in CI a skip is a failure.
 
+mod bench;
 mod cli;
 mod containers;
+mod docs;
 mod functions;
 mod isolation;
 mod refusals;
 mod scale;
+mod services;
 mod stop;
 
 use std::time::Duration;

@@ -40,15 +40,9 @@ pub struct Prepared {
 ///
 /// When a service fails.
 pub async fn prepare(target: &Target, workload: Workload, count: usize) -> Result<Prepared> {
-    let names: Vec<String> = (0..count).map(|index| format!("bench-{}-{index}", prefix(workload))).collect();
-    for name in &names {
-        target.deploy(name, workload).await?;
-    }
-    for name in &names {
-        target.ready(name).await?;
-    }
-    let selector = format!("{} in ({})", api::serving::annotations::SERVICE_LABEL, names.join(","));
-    let back_to_zero = target.zero(&selector).await?;
+    let names: Vec<String> = (0..count).map(|index| format!("bench-{}-{index}", workload.name())).collect();
+    target.deploy_all(&names, workload).await?;
+    let back_to_zero = target.all_zero(&names).await?;
     Ok(Prepared { workload, names, back_to_zero })
 }
 
@@ -80,13 +74,6 @@ pub async fn measure(target: &Target, prepared: Prepared, hello: &Path, runtimes
         bare: Summary::of(&plain),
         warm: Summary::of(&warm),
     })
-}
-
-fn prefix(workload: Workload) -> &'static str {
-    match workload {
-        Workload::Container => "container",
-        Workload::Python => "python",
-    }
 }
 
 impl ColdStarts {

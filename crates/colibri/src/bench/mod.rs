@@ -1,8 +1,11 @@
 //! `colibri bench`: figures of a running platform, beside bare processes and nginx in the same run.
 
 pub mod bare;
+pub mod burst;
 pub mod coldstart;
+pub mod control_plane;
 pub mod http;
+mod markdown;
 pub mod memory;
 pub mod stats;
 pub mod target;
@@ -26,8 +29,11 @@ pub struct BenchArgs {
     #[arg(long, global = true, env = "COLIBRI_DATA_DIR")]
     data_dir: Option<PathBuf>,
     /// Print JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, conflicts_with = "markdown")]
     json: bool,
+    /// Print the page `docs/benchmarks.md`
+    #[arg(long, global = true)]
+    markdown: bool,
 }
 
 #[derive(Subcommand, Clone, Debug)]
@@ -53,12 +59,72 @@ enum What {
         #[arg(long, default_value_t = 32)]
         connections: usize,
     },
+    /// Many services at zero, called at the same moment
+    Burst {
+        /// What is started
+        #[arg(long, default_value = "container")]
+        workload: Workload,
+        /// Services
+        #[arg(long, default_value_t = 100)]
+        services: usize,
+        /// Requests to each of them
+        #[arg(long, default_value_t = 1)]
+        requests: usize,
+    },
+    /// Durable writes a second, and services from creation to Ready
+    ControlPlane {
+        /// ConfigMaps that are created
+        #[arg(long, default_value_t = 5000)]
+        writes: usize,
+        /// Clients that write at the same time
+        #[arg(long, default_value_t = 64)]
+        writers: usize,
+        /// Services that are created at once
+        #[arg(long, default_value_t = 100)]
+        services: usize,
+    },
     /// Memory and CPU of the platform at rest
     Idle {
+        /// Services that are deployed first and are at zero
+        #[arg(long, default_value_t = 0)]
+        services: usize,
         /// Seconds over which CPU is measured
         #[arg(long, default_value_t = 20)]
         seconds: u64,
     },
+}
+
+/// What was measured, by the name of the command.
+#[derive(Default)]
+struct Report {
+    idle: Vec<memory::Idle>,
+    coldstart: Vec<coldstart::ColdStarts>,
+    warm: Option<warm::Warm>,
+    burst: Vec<burst::Burst>,
+    control_plane: Option<control_plane::ControlPlane>,
+}
+
+impl Report {
+    fn json(&self) -> Value {
+        let mut report = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "build": if cfg!(debug_assertions) { "debug" } else { "release" },
+            "machine": markdown::machine(),
+        });
+        let parts = [
+            ("idle", json!(self.idle)),
+            ("coldstart", json!(self.coldstart)),
+            ("warm", json!(self.warm)),
+            ("burst", json!(self.burst)),
+            ("controlPlane", json!(self.control_plane)),
+        ];
+        for (name, value) in parts {
+            if value != Value::Null && value != json!([]) {
+                report[name] = value;
+            }
+        }
+        report
+    }
 }
 
 /// Runs `colibri bench`.
@@ -69,51 +135,63 @@ enum What {
 pub async fn run(args: BenchArgs) -> Result<()> {
     let data_dir = args.data_dir.clone().unwrap_or_else(crate::data_dir::default_path);
     let target = target::open(&data_dir).await?;
+    // The memory first: what comes after it leaves its traces.
     let all = vec![
-        What::Idle { seconds: 20 },
+        What::Idle { services: 0, seconds: 20 },
+        What::Idle { services: 100, seconds: 20 },
         What::Coldstart { workload: None, count: 20 },
+        What::Burst { workload: Workload::Container, services: 100, requests: 1 },
         What::Warm { rounds: 5, seconds: 4, connections: 32 },
+        What::ControlPlane { writes: 5000, writers: 64, services: 100 },
     ];
-    let mut report = serde_json::Map::new();
+    let mut report = Report::default();
     for what in args.what.map_or(all, |what| vec![what]) {
-        measure(&target, &data_dir, what, args.json, &mut report).await?;
+        measure(&target, &data_dir, what, !args.json && !args.markdown, &mut report).await?;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        println!("{}", serde_json::to_string_pretty(&report.json())?);
+    } else if args.markdown {
+        print!("{}", markdown::page(&report));
     }
     Ok(())
 }
 
-async fn measure(
-    target: &target::Target,
-    data_dir: &Path,
-    what: What,
-    quiet: bool,
-    report: &mut serde_json::Map<String, Value>,
-) -> Result<()> {
-    let mut show = |name: &str, table: String, value: Value| {
-        if !quiet {
+async fn measure(target: &target::Target, data_dir: &Path, what: What, talk: bool, report: &mut Report) -> Result<()> {
+    let show = |name: &str, table: String| {
+        if talk {
             println!("{name}\n{table}\n");
         }
-        report.insert(name.to_owned(), value);
     };
     match what {
         What::Coldstart { workload, count } => {
-            let both = vec![Workload::Container, Workload::Python];
-            for workload in workload.map_or(both, |one| vec![one]) {
+            for workload in workload.map_or_else(target::usable, |one| vec![one]) {
                 let hello = hello_program()?;
                 let prepared = coldstart::prepare(target, workload, count).await?;
                 let measured = coldstart::measure(target, prepared, &hello, &data_dir.join("runtimes")).await?;
-                show(&format!("coldstart {workload:?}"), measured.table(), json!(measured));
+                show(&format!("coldstart, {}", workload.name()), measured.table());
+                report.coldstart.push(measured);
             }
         }
         What::Warm { rounds, seconds, connections } => {
             let measured = warm::run(target, rounds, seconds, connections).await?;
-            show("warm", measured.table(), json!(measured));
+            show("warm", measured.table());
+            report.warm = Some(measured);
         }
-        What::Idle { seconds } => {
-            let measured = memory::idle(data_dir, seconds).await?;
-            show("idle", measured.table(), json!(measured));
+        What::Burst { workload, services, requests } => {
+            let measured = burst::run(target, workload, services, requests).await?;
+            show("burst", measured.table());
+            report.burst.push(measured);
+        }
+        What::ControlPlane { writes, writers, services } => {
+            let pid = memory::platform_pid(data_dir)?;
+            let measured = control_plane::run(target, pid, writes, writers, services).await?;
+            show("control plane", measured.table());
+            report.control_plane = Some(measured);
+        }
+        What::Idle { services, seconds } => {
+            let measured = memory::idle(target, memory::platform_pid(data_dir)?, services, seconds).await?;
+            show("idle", measured.table());
+            report.idle.push(measured);
         }
     }
     Ok(())

@@ -38,6 +38,41 @@ pub enum Workload {
     Python,
 }
 
+impl Workload {
+    /// Its name in the names of services.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Container => "container",
+            Self::Python => "python",
+        }
+    }
+
+    /// What it is, for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Container => "container with a static binary",
+            Self::Python => "Python function",
+        }
+    }
+
+    /// The design's first target for its cold start, p50 / p99.
+    pub fn bar(self) -> &'static str {
+        match self {
+            Self::Container => "60 / 120 ms",
+            Self::Python => "40 / 80 ms",
+        }
+    }
+}
+
+/// The workloads that can run on this machine.
+pub fn usable() -> Vec<Workload> {
+    let mut usable = vec![Workload::Container];
+    if functions::runtimes::interpreter("python3").is_some() {
+        usable.push(Workload::Python);
+    }
+    usable
+}
+
 /// The example function's code.
 pub const PYTHON_CODE: &str = include_str!("../../../../examples/hello-python/main.py");
 
@@ -126,12 +161,36 @@ impl Target {
         bail!("{name} was not ready within {LIMIT:?}: {last}")
     }
 
+    /// Deploys one workload under each of the names and waits until all are ready.
+    ///
+    /// # Errors
+    ///
+    /// When one is refused or fails.
+    pub async fn deploy_all(&self, names: &[String], workload: Workload) -> Result<()> {
+        for name in names {
+            self.deploy(name, workload).await?;
+        }
+        for name in names {
+            self.ready(name).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until none of these services has a pod; answers how long it took.
+    ///
+    /// # Errors
+    ///
+    /// When it does not happen in time.
+    pub async fn all_zero(&self, names: &[String]) -> Result<Duration> {
+        self.zero(&format!("{} in ({})", api::serving::annotations::SERVICE_LABEL, names.join(","))).await
+    }
+
     /// Waits until none of the workloads has a pod; answers how long it took.
     ///
     /// # Errors
     ///
     /// When it does not happen in time.
-    pub async fn zero(&self, selector: &str) -> Result<Duration> {
+    async fn zero(&self, selector: &str) -> Result<Duration> {
         let api = Api::<Pod>::namespaced(self.client.clone(), "default");
         let start = Instant::now();
         while start.elapsed() < LIMIT {

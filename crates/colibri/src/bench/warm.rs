@@ -30,6 +30,14 @@ pub struct Warm {
     pub nginx_per_second: Vec<f64>,
     /// Median of the rounds' ratios, gateway to nginx.
     pub throughput_ratio: f64,
+    /// Requests a second of the half load: half of the slower one's median.
+    pub half_load_per_second: f64,
+    /// At half load, straight to the instance; from the moment at which each request was due.
+    pub half_load_direct: Option<Summary>,
+    /// At half load, through the gateway.
+    pub half_load_gateway: Option<Summary>,
+    /// At half load, through nginx.
+    pub half_load_nginx: Option<Summary>,
 }
 
 /// Measures `rounds` rounds of `seconds` each for both.
@@ -57,17 +65,74 @@ pub async fn run(target: &Target, rounds: usize, seconds: u64, connections: usiz
         gateway.push(wrk(&target.gateway.to_string(), &host, seconds, connections).await?);
         peer.push(wrk(&nginx.address, &host, seconds, connections).await?);
     }
+    let half = median(&gateway).min(median(&peer)) / 2.0;
+    let (mut at_half_direct, mut at_half, mut peer_at_half) = (Vec::new(), Vec::new(), Vec::new());
+    let each = Duration::from_secs(seconds);
+    for _ in 0..rounds {
+        at_half_direct.extend(paced(pod.parse()?, &host, half, each, connections).await?);
+        at_half.extend(paced(target.gateway, &host, half, each, connections).await?);
+        peer_at_half.extend(paced(address, &host, half, each, connections).await?);
+    }
     target.delete(NAME, Workload::Container).await?;
-    let mut ratios: Vec<f64> = gateway.iter().zip(&peer).map(|(ours, theirs)| ours / theirs).collect();
-    ratios.sort_by(f64::total_cmp);
+    let ratios: Vec<f64> = gateway.iter().zip(&peer).map(|(ours, theirs)| ours / theirs).collect();
     Ok(Warm {
         direct: Summary::of(&direct),
         gateway: Summary::of(&through),
         nginx: Summary::of(&beside),
-        throughput_ratio: ratios.get(ratios.len() / 2).copied().unwrap_or_default(),
+        throughput_ratio: median(&ratios),
         gateway_per_second: gateway,
         nginx_per_second: peer,
+        half_load_per_second: half,
+        half_load_direct: Summary::of(&at_half_direct),
+        half_load_gateway: Summary::of(&at_half),
+        half_load_nginx: Summary::of(&peer_at_half),
     })
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+/// `rate` requests a second, spread over the connections, each timed from the moment at which it was due where the
+/// one before it was late: a server that stalls is charged for those that had to wait.
+async fn paced(
+    address: std::net::SocketAddr,
+    host: &str,
+    rate: f64,
+    length: Duration,
+    connections: usize,
+) -> Result<Vec<Duration>> {
+    ensure!(rate > 0.0, "nothing was answered under full load");
+    #[expect(clippy::cast_precision_loss, reason = "a number of connections")]
+    let interval = Duration::from_secs_f64(connections as f64 / rate);
+    let begin = tokio::time::Instant::now() + Duration::from_millis(50);
+    let clients = (0..connections).map(|number| {
+        let host = host.to_owned();
+        #[expect(clippy::cast_precision_loss, reason = "a number of connections")]
+        let offset = interval.mul_f64(number as f64 / connections as f64);
+        tokio::spawn(async move {
+            let mut connection = Connection::open(address, &host).await?;
+            let mut times = Vec::new();
+            let mut due = begin + offset;
+            while due < begin + length {
+                let late = tokio::time::Instant::now() >= due;
+                tokio::time::sleep_until(due).await;
+                // What the timer oversleeps is not the server's.
+                let start = if late { due } else { tokio::time::Instant::now() };
+                connection.get("/").await?;
+                times.push(start.elapsed());
+                due += interval;
+            }
+            Ok::<_, anyhow::Error>(times)
+        })
+    });
+    let mut times = Vec::new();
+    for client in futures::future::join_all(clients.collect::<Vec<_>>()).await {
+        times.extend(client??);
+    }
+    Ok(times)
 }
 
 async fn single(times: &mut Vec<Duration>, address: std::net::SocketAddr, host: &str, count: usize) -> Result<()> {
@@ -154,21 +219,43 @@ http {{
 }
 
 impl Warm {
-    /// A table for people.
+    /// Lines for people.
     pub fn table(&self) -> String {
         let short = |summary: &Option<Summary>| summary.as_ref().map_or_else(|| "-".to_owned(), Summary::short);
-        let p50 = |summary: &Option<Summary>| summary.as_ref().map_or(0.0, |summary| summary.p50_ms);
-        let added = |summary| (p50(summary) - p50(&self.direct)) * 1000.0;
-        format!(
-            "one request at a time, p50 / p99: direct {}, gateway {}, nginx {}\nadded p50: gateway {:.0} us, nginx {:.0} us\nrequests/s: gateway {:?}, nginx {:?}, ratio {:.2}",
-            short(&self.direct),
-            short(&self.gateway),
-            short(&self.nginx),
-            added(&self.gateway),
-            added(&self.nginx),
-            self.gateway_per_second,
-            self.nginx_per_second,
-            self.throughput_ratio
-        )
+        let rates = |values: &[f64]| values.iter().map(|value| format!("{value:.0}")).collect::<Vec<_>>().join(" ");
+        let [added, added_nginx] = self.added(|summary| summary.p50_ms);
+        let lines = [
+            format!(
+                "one at a time, p50 / p99: direct {}, gateway {}, nginx {}",
+                short(&self.direct),
+                short(&self.gateway),
+                short(&self.nginx)
+            ),
+            format!("added p50: gateway {added:.0} us, nginx {added_nginx:.0} us"),
+            format!(
+                "at {:.0} requests/s, p50 / p99: direct {}, gateway {}, nginx {}",
+                self.half_load_per_second,
+                short(&self.half_load_direct),
+                short(&self.half_load_gateway),
+                short(&self.half_load_nginx)
+            ),
+            format!("most requests/s, gateway: {}", rates(&self.gateway_per_second)),
+            format!("most requests/s, nginx: {}", rates(&self.nginx_per_second)),
+            format!("median of the ratios: {:.2}", self.throughput_ratio),
+        ];
+        lines.join("\n")
+    }
+
+    /// Microseconds that gateway and nginx add to one request at a time.
+    pub fn added(&self, figure: impl Fn(&Summary) -> f64) -> [f64; 2] {
+        let of = |summary: &Option<Summary>| summary.as_ref().map_or(0.0, &figure);
+        [&self.gateway, &self.nginx].map(|through| (of(through) - of(&self.direct)) * 1000.0)
+    }
+
+    /// Microseconds that gateway and nginx add at half load.
+    pub fn added_at_half_load(&self, figure: impl Fn(&Summary) -> f64) -> [f64; 2] {
+        let of = |summary: &Option<Summary>| summary.as_ref().map_or(0.0, &figure);
+        [&self.half_load_gateway, &self.half_load_nginx]
+            .map(|through| (of(through) - of(&self.half_load_direct)) * 1000.0)
     }
 }

@@ -1,0 +1,48 @@
+//! `colibri bench`: every part gives its figures as JSON.
+
+use anyhow::{Context, Result};
+use e2e::{Options, Platform, cannot_run};
+use serde_json::Value;
+
+use crate::NO_GRACE;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_benchmark_gives_its_figures() -> Result<()> {
+    if cannot_run(&["kubectl", "python3", "wrk", "nginx"]).is_some() {
+        return Ok(());
+    }
+    let mut platform = Platform::start(Options::default()).await?;
+    platform.apply(NO_GRACE).await?;
+    platform.load_hello().await?;
+    let bench = async |arguments: &[&str]| -> Result<Value> {
+        let all: Vec<&str> = ["bench"].iter().chain(arguments).chain(&["--json"]).copied().collect();
+        let text = platform.colibri(&all).await?.ok()?;
+        let report: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+        assert!(report["machine"]["cores"].as_u64() > Some(0), "{report}");
+        Ok(report)
+    };
+    let above_zero = |report: &Value, pointer: &str| {
+        let figure = report.pointer(pointer).and_then(Value::as_f64);
+        assert!(figure > Some(0.0), "{pointer}: {report}");
+    };
+
+    let report = bench(&["coldstart", "--count", "1"]).await?;
+    for pointer in ["/coldstart/0/cold/p50_ms", "/coldstart/0/bare/p50_ms", "/coldstart/1/stages/probe/p50_ms"] {
+        above_zero(&report, pointer);
+    }
+    let report = bench(&["burst", "--services", "3", "--requests", "2"]).await?;
+    assert_eq!((&report["burst"][0]["failed"], &report["burst"][0]["cold"]["count"]), (&0.into(), &6.into()));
+    let report = bench(&["warm", "--rounds", "1", "--seconds", "1", "--connections", "4"]).await?;
+    for pointer in ["/warm/throughput_ratio", "/warm/half_load_gateway/p99_ms", "/warm/half_load_nginx/p99_ms"] {
+        above_zero(&report, pointer);
+    }
+    let report = bench(&["control-plane", "--writes", "50", "--services", "2"]).await?;
+    for pointer in ["/controlPlane/creates_per_second", "/controlPlane/ready/p50_ms"] {
+        above_zero(&report, pointer);
+    }
+    let report = bench(&["idle", "--services", "2", "--seconds", "1"]).await?;
+    above_zero(&report, "/idle/0/rss_mib");
+    let left = platform.kubectl(&["get", "ksvc,functions", "-o", "name"]).await?.ok()?;
+    assert_eq!(left.trim(), "", "a benchmark left something");
+    platform.stop().await
+}
