@@ -44,11 +44,11 @@ lint:
 # All tests but the end-to-end ones; the build is shared with them.
 unit:
 	cargo build --profile ci --locked --workspace --bins
-	$(call run-tests,--workspace --exclude e2e)
+	$(call run-tests,not package(e2e),--exclude e2e)
 
 e2e: static
 	cargo build --profile ci --locked --workspace --bins
-	$(call run-tests,--package e2e)
+	$(call run-tests,package(e2e),--package e2e)
 
 # Measures a fresh platform on free ports beside nginx and plain processes, and writes docs/benchmarks.md.
 bench: build test-packages
@@ -71,7 +71,12 @@ dist: build
 clean:
 	cargo clean
 
-# cargo-nextest where it is installed, else cargo test.
+# cargo-nextest where it is installed, else cargo test. The filter, not `--package`, chooses the tests: with another choice
+# of packages cargo would build the dependencies anew with other features.
 define run-tests
-	if command -v cargo-nextest >/dev/null; then cargo nextest run --cargo-profile ci --locked --no-fail-fast $(1); else cargo test --profile ci --locked --no-fail-fast $(1); fi
+	if command -v cargo-nextest >/dev/null; then
+	  cargo nextest run --cargo-profile ci --locked --no-fail-fast --workspace -E '$(1)'
+	else
+	  cargo test --profile ci --locked --no-fail-fast $(if $(findstring exclude,$(2)),--workspace )$(2)
+	fi
 endef

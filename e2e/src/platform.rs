@@ -123,6 +123,8 @@ impl Platform {
             .stderr(log)
             .spawn()
             .context("starting colibri up")?;
+        // Needed where other crates of the same build turn TLS on; it may be there already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().timeout(WAIT_LIMIT).build()?;
         let mut platform =
             Self { child: Some(child), data_dir, home, endpoints: BTreeMap::new(), http, _shared: shared };
