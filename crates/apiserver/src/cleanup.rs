@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::ApiServer;
 use crate::body;
 use crate::crd;
+use crate::housekeeping::path_of;
 use crate::object::{finalizers, is_deleting};
 use crate::special::cleanup_user;
 
@@ -57,17 +58,10 @@ impl ApiServer {
     }
 
     async fn delete_instances(self: &std::sync::Arc<Self>, served: &crate::registry::Served) {
-        let def = &served.def;
         for (key, entry) in self.table(served).list("", None, usize::MAX, |_| true).entries {
-            if is_deleting(&entry.record.value()) {
-                continue;
+            if !is_deleting(&entry.record.value()) {
+                self.send(Method::DELETE, &path_of(&served.def, &key), "").await;
             }
-            let base = format!("/apis/{}/{}", def.group, def.version);
-            let path = match key.split_once('/') {
-                Some((namespace, name)) => format!("{base}/namespaces/{namespace}/{}/{name}", def.plural),
-                None => format!("{base}/{}/{key}", def.plural),
-            };
-            self.send(Method::DELETE, &path, "").await;
         }
     }
 

@@ -18,6 +18,7 @@ mod discovery;
 mod dispatch;
 mod error;
 mod extension;
+mod housekeeping;
 mod inprocess;
 pub mod kinds;
 mod managed;
@@ -161,6 +162,7 @@ impl ApiServer {
         }
         server.serve_stored_definitions();
         server.bootstrap().await?;
+        server.start_housekeeping();
         Ok(server)
     }
 

@@ -231,6 +231,14 @@ impl<V: Record> Store<V> {
         self.visible.load(Ordering::Acquire)
     }
 
+    /// Drops the history of all tables that exceeds the limits; answers how many changes went. A store that is written
+    /// to does that by itself.
+    pub fn forget_old(&self) -> usize {
+        let tables: Vec<Arc<Table<V>>> = self.tables.read().values().cloned().collect();
+        let now = Instant::now();
+        tables.iter().map(|table| table.forget_old(now)).sum()
+    }
+
     /// Writes one key and returns the record as written.
     ///
     /// # Errors

@@ -53,7 +53,7 @@ pub struct Limits {
     pub changes: usize,
     /// Bytes of the records in them.
     pub bytes: usize,
-    /// Age, looked at when something is written.
+    /// Age, looked at when something is written, and by [`Store::forget_old`](crate::Store::forget_old).
     pub age: Duration,
 }
 
@@ -228,6 +228,24 @@ impl<V: Record> Table<V> {
         }
         state.ring_bytes += change.new.record.bytes().len();
         state.ring.push_back((now, Arc::new(change)));
+        self.shorten(&mut state, now);
+    }
+
+    /// Drops the history that exceeds the limits; answers how many changes went.
+    pub(crate) fn forget_old(&self, now: Instant) -> usize {
+        let mut state = self.state.write();
+        let before = state.ring.len();
+        self.shorten(&mut state, now);
+        let gone = before - state.ring.len();
+        if gone > 0 {
+            // What is left after a burst of writes may be a small part of it.
+            let spare = state.ring.len() * 2;
+            state.ring.shrink_to(spare);
+        }
+        gone
+    }
+
+    fn shorten(&self, state: &mut State<V>, now: Instant) {
         while let Some((at, oldest)) = state.ring.front() {
             let over = state.ring.len() > self.limits.changes || state.ring_bytes > self.limits.bytes;
             if !over && now.saturating_duration_since(*at) <= self.limits.age {

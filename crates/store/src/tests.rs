@@ -212,3 +212,23 @@ async fn many_writers_of_one_key_lose_no_update() {
     }
     assert_eq!(&store.table("t").get("n").unwrap().record.0[..], b"160");
 }
+
+#[tokio::test]
+async fn history_is_forgotten_with_its_age_and_watches_that_are_up_to_date_go_on() {
+    let age = Duration::from_millis(500);
+    let limits = Limits { age, ..Limits::default() };
+    let store = Store::<Text>::open(Config { limits, ..Config::default() }).unwrap();
+    let table = store.table("t");
+    let mut current = table.watch(0).unwrap();
+    write(&store, "a", Expect::Absent, put("1")).await.unwrap();
+    write(&store, "a", Expect::Revision(1), put("2")).await.unwrap();
+    assert!(!current.next().await.unwrap().is_empty());
+    let seen = current.revision();
+    std::thread::sleep(age * 2);
+    assert_eq!(store.forget_old(), 2);
+    assert_eq!(store.forget_old(), 0);
+    assert!(table.watch(0).is_err() && table.watch(seen).is_ok());
+    write(&store, "a", Expect::Revision(2), put("3")).await.unwrap();
+    assert_eq!(current.next().await.unwrap().len(), 1);
+    assert_eq!(texts(&table.list("", None, 9, |_| true)), ["a=3"], "records are no history");
+}
