@@ -153,4 +153,26 @@ mod tests {
             "{\"error\":\"pending request queue full\",\"requestId\":\"f00\",\"side\":\"platform\",\"status\":503}\n";
         check(Failure::QueueFull, "text/html, application/json;q=0.9", json).await;
     }
+
+    #[test]
+    fn the_troubleshooting_page_has_these_texts() {
+        let page =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/troubleshooting.md")).unwrap();
+        let second = Duration::from_secs(1);
+        let failures = [
+            Failure::NoRoute,
+            Failure::Broken,
+            Failure::Unreachable,
+            Failure::QueueFull,
+            Failure::NoRevision,
+            Failure::Timeout { limit: second },
+            Failure::QueueTimeout { limit: second },
+        ];
+        for failure in failures {
+            let text = failure.to_string();
+            let text = text.split(':').next().unwrap_or_default();
+            let row = format!("| {} | {text} |", failure.status().as_u16());
+            assert!(page.contains(&row), "{row}");
+        }
+    }
 }
