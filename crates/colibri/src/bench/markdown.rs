@@ -18,7 +18,7 @@ pub fn machine() -> Value {
     json!({
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
         "memoryGiB": kib.map_or(0, |kib| kib.div_ceil(1024 * 1024)),
-        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+        "kernel": read("/proc/sys/kernel/osrelease").trim().split('.').take(2).collect::<Vec<_>>().join("."),
         "system": system.unwrap_or_default().trim_matches('"'),
     })
 }
@@ -41,7 +41,7 @@ fn head() -> String {
     let number = |key: &str| machine[key].as_u64().unwrap_or_default();
     let build = if cfg!(debug_assertions) { "with debug assertions (not a release build)" } else { "in release" };
     format!(
-        "# Benchmarks\n\nThis page is made by `make bench`, which starts a fresh platform and runs `colibri bench --markdown`; nothing here is\nwritten by hand. The machine: {} cores, {} GiB, Linux {}, {}; the binary was built {build}. The machine is shared and\nnoisy: read medians and ratios.\n\n*Bar* is the first target of the design.\n",
+        "# Benchmarks\n\nThis page is made by `make bench`, which starts a fresh platform and runs `colibri bench --markdown`; nothing here is\nwritten by hand. The machine: {} cores, {} GiB, Linux {}, {}; the binary was built\n{build}. The machine is shared and noisy: read medians and ratios.\n\n*Bar* is the first target of the design.\n",
         number("cores"),
         number("memoryGiB"),
         text("kernel"),
