@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use apiserver::{Access, ApiServer, User};
@@ -81,6 +81,7 @@ impl Platform {
     ///
     /// What keeps a part from starting.
     pub async fn start(args: &UpArgs, data_dir: &Path, listeners: Listeners) -> Result<Arc<Self>> {
+        let mut stages = Stages(Instant::now());
         let addresses = Addresses::of(&listeners)?;
         let (server_tasks, server_stop) = (TaskTracker::new(), CancellationToken::new());
         let (controller_tasks, controller_stop) = (TaskTracker::new(), CancellationToken::new());
@@ -93,14 +94,16 @@ impl Platform {
         })
         .await
         .context("starting the API server")?;
+        stages.done("API server");
         server.add_admission(Arc::new(admission::BuiltIn));
         let client = server.client(User::master("system:colibri"));
         seed::install(&client).await.context("installing the platform's own objects")?;
+        stages.done("the platform's own objects");
         serve_api(&server, listeners.api, Access::Full, &server_tasks, &server_stop);
 
         let caches = Caches::new(client.clone(), controller_tasks.clone(), controller_stop.clone());
-        let runtimes_dir = data_dir.join("runtimes");
-        functions::runtimes::install(&runtimes_dir)?;
+        let runtimes_dir = functions::runtimes::install(&data_dir.join("runtimes"))?;
+        stages.done("runtimes");
         let names = Arc::new(cluster_names::ClusterNames::new(&caches));
         let node = Node::start(
             node_config(data_dir, &runtimes_dir),
@@ -112,6 +115,7 @@ impl Platform {
         )
         .await
         .context("starting the node")?;
+        stages.done("node");
         server.set_kubelet(node.clone());
         let pod_address = node.gateway_address();
         names.set_gateway(pod_address);
@@ -153,6 +157,7 @@ impl Platform {
             controller_stop.clone(),
         )
         .await;
+        stages.done("gateway and serving");
         autoscaler.set(serving);
         let code = Arc::new(extensions::Code::new(images));
         functions::Functions::start(
@@ -169,6 +174,9 @@ impl Platform {
         let admin = Admin::new(move || metrics.metrics());
         admin.serve(listeners.metrics, &server_tasks, &server_stop);
         admin.set_ready(true);
+        let (compiled, stop) = (functions::runtimes::compile(runtimes_dir), controller_stop.clone());
+        controller_tasks.spawn(async move { stop.run_until_cancelled(compiled).await });
+        stages.done("functions and cluster");
         Ok(Arc::new(Self {
             server,
             gateway,
@@ -220,6 +228,16 @@ impl Platform {
     /// Cuts requests in flight.
     pub fn stop_now(&self) {
         self.gateway.stop_now();
+    }
+}
+
+/// Tells how long each stage of the start took; holds when the present one began.
+struct Stages(Instant);
+
+impl Stages {
+    fn done(&mut self, stage: &'static str) {
+        let took = std::mem::replace(&mut self.0, Instant::now()).elapsed();
+        tracing::debug!(stage, ?took, "started");
     }
 }
 

@@ -23,6 +23,19 @@ pub(crate) mod memory {
 
     use super::*;
 
+    /// A store that cannot be used, for tests.
+    pub struct BrokenStore;
+
+    impl CodeStore for BrokenStore {
+        fn put(&self, _: &str, _: Vec<u8>) -> BoxFuture<'static, Result<String, CodeError>> {
+            Box::pin(async { Err(CodeError("the disk is full".to_owned())) })
+        }
+
+        fn contains(&self, _: &str, _: &str) -> BoxFuture<'static, Result<bool, CodeError>> {
+            Box::pin(async { Ok(false) })
+        }
+    }
+
     /// A store in memory, for tests.
     #[derive(Default)]
     pub struct MemoryStore(pub Mutex<BTreeMap<(String, String), Vec<u8>>>);

@@ -1,13 +1,17 @@
 //! The built-in runtimes' own files, embedded in the binary. They are written to the data directory at start and
-//! mounted read-only into the sandboxes of functions, one folder for each runtime.
+//! mounted read-only into the sandboxes of functions.
+//!
+//! Each version of the files has a folder of its own, named after their content: a pod that was started by an older
+//! platform keeps the files that it started with, and byte code never belongs to another source.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use sha2::{Digest, Sha256};
-use tracing::{info, warn};
+use tokio::process::Command;
+use tracing::{debug, warn};
 
 macro_rules! embedded {
     ($($path:literal),* $(,)?) => {
@@ -33,8 +37,15 @@ const FILES: &[(&str, &str)] = embedded![
     "python/colibri_runtime/wsgi.py",
 ];
 
-/// File that says which files were written and by which interpreter they were compiled.
-const STAMP: &str = ".stamp";
+/// File that says by which interpreter the Python files were compiled.
+const STAMP: &str = ".compiled";
+/// Compiles a folder, giving way to everything else. The byte code is not checked against its source: nothing else
+/// writes there. Each file appears whole or not at all.
+const COMPILE: &str = "import os, sys
+os.nice(10)
+import compileall, py_compile
+mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+sys.exit(not compileall.compile_dir(sys.argv[1], quiet=1, force=True, invalidation_mode=mode))";
 
 /// Why the runtimes' files could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -62,27 +73,50 @@ pub fn command(runtime: &str) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// Writes the runtimes' files below `dir`, where they are not there already, and compiles the Python ones for the
-/// interpreter of this machine, which takes about 10 ms from every start. Blocks for up to a second.
+/// Where [`install`] writes the files below `dir`.
+pub fn folder(dir: &Path) -> PathBuf {
+    let mut hash = Sha256::new();
+    for (name, content) in FILES {
+        hash.update(name.as_bytes());
+        hash.update([0]);
+        hash.update(content.as_bytes());
+        hash.update([0]);
+    }
+    dir.join(hex::encode(&hash.finalize()[..8]))
+}
+
+/// Writes the runtimes' files below `dir`, where they are not there as they should be; answers their folder.
 ///
 /// # Errors
 ///
-/// [`InstallError`] names the file. A missing interpreter is no error: functions of that runtime say so themselves.
-pub fn install(dir: &Path) -> Result<(), InstallError> {
-    let python = interpreter("python3");
-    let stamp = stamp(python.as_deref());
-    if fs::read_to_string(dir.join(STAMP)).is_ok_and(|present| present == stamp) {
-        return Ok(());
-    }
+/// [`InstallError`] names the file.
+pub fn install(dir: &Path) -> Result<PathBuf, InstallError> {
+    let folder = folder(dir);
     for (name, content) in FILES {
-        let path = dir.join(name);
+        let path = folder.join(name);
+        if fs::read(&path).is_ok_and(|present| present == content.as_bytes()) {
+            continue;
+        }
         write(&path, content).map_err(|source| InstallError { path, source })?;
     }
-    if let Some(python) = &python {
-        compile(python, &dir.join("python/colibri_runtime"));
+    Ok(folder)
+}
+
+/// Compiles the Python files in that folder for the interpreter of this machine, unless that was done: it takes about
+/// 10 ms from every start of a function. Functions run without it too, so nothing has to wait for it.
+pub async fn compile(folder: PathBuf) {
+    let Some(python) = interpreter("python3") else { return };
+    let (file, stamp) = (folder.join(STAMP), stamp(&python));
+    if fs::read_to_string(&file).is_ok_and(|present| present == stamp) {
+        return;
     }
-    let path = dir.join(STAMP);
-    write(&path, &stamp).map_err(|source| InstallError { path, source })
+    if let Err(error) = run_compiler(&python, &folder.join("python/colibri_runtime")).await {
+        warn!(%error, "cannot compile the Python runtime; functions start more slowly");
+    } else if let Err(error) = write(&file, &stamp) {
+        warn!(%error, file = %file.display(), "cannot note that the Python runtime is compiled");
+    } else {
+        debug!(folder = %folder.display(), "Python runtime compiled");
+    }
 }
 
 /// Where an interpreter is: `/usr/bin` first, as in the sandbox, then `PATH`.
@@ -100,37 +134,27 @@ fn write(path: &Path, content: &str) -> io::Result<()> {
     fs::rename(temporary, path)
 }
 
-/// Changes when a file or the interpreter does.
-fn stamp(python: Option<&Path>) -> String {
-    let mut hash = Sha256::new();
-    for (name, content) in FILES {
-        hash.update(name.as_bytes());
-        hash.update([0]);
-        hash.update(content.as_bytes());
-        hash.update([0]);
-    }
-    let real = python.and_then(|path| fs::canonicalize(path).ok());
-    let changed = real.as_ref().and_then(|path| fs::metadata(path).ok()).and_then(|meta| meta.modified().ok());
-    format!("{} {real:?} {changed:?}\n", hex::encode(hash.finalize()))
+/// Changes when the interpreter does.
+fn stamp(python: &Path) -> String {
+    let real = fs::canonicalize(python).unwrap_or_else(|_| python.to_path_buf());
+    let changed = fs::metadata(&real).ok().and_then(|meta| meta.modified().ok());
+    format!("{real:?} {changed:?}\n")
 }
 
-/// Byte code that is not checked against its source: nothing else writes there.
-fn compile(python: &Path, folder: &Path) {
+async fn run_compiler(python: &Path, folder: &Path) -> io::Result<()> {
     let mut command = Command::new(python);
-    command.args(["-I", "-S", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]).arg(folder);
-    match command.stdin(Stdio::null()).output() {
-        Ok(output) if output.status.success() => info!(folder = %folder.display(), "Python runtime compiled"),
-        Ok(output) => warn!(
-            error = %String::from_utf8_lossy(&output.stderr).trim(),
-            "cannot compile the Python runtime; functions will start more slowly"
-        ),
-        Err(error) => warn!(%error, "cannot compile the Python runtime; functions will start more slowly"),
+    command.args(["-I", "-S", "-c", COMPILE]).arg(folder).stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await?;
+    if output.status.success() {
+        return Ok(());
     }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::process::Command;
 
     use super::*;
 
@@ -154,16 +178,38 @@ mod tests {
     }
 
     #[test]
-    fn installing_twice_writes_once_and_an_update_is_written() {
+    fn what_is_not_as_it_should_be_is_written_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        install(dir.path()).unwrap();
-        let boot = dir.path().join("python/boot.py");
-        fs::write(&boot, "changed by hand").unwrap();
-        install(dir.path()).unwrap();
-        assert_eq!(fs::read_to_string(&boot).unwrap(), "changed by hand", "the stamp still holds");
-        fs::write(dir.path().join(STAMP), "of another version").unwrap();
-        install(dir.path()).unwrap();
+        let folder = install(dir.path()).unwrap();
+        assert_eq!(folder.parent(), Some(dir.path()));
+        let (boot, start) = (folder.join("python/boot.py"), folder.join("binary/start.sh"));
+        let written = |file: &Path| fs::metadata(file).unwrap().modified().unwrap();
+        let before = written(&start);
+        fs::write(&boot, "torn").unwrap();
+        assert_eq!(install(dir.path()).unwrap(), folder);
         assert!(fs::read_to_string(&boot).unwrap().contains("server.main()"));
+        assert_eq!(written(&start), before);
+    }
+
+    #[tokio::test]
+    async fn byte_code_is_made_once_for_each_interpreter() {
+        if interpreter("python3").is_none() {
+            eprintln!("skipped: no python3 here; sudo apt install python3");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let folder = install(dir.path()).unwrap();
+        let cache = folder.join("python/colibri_runtime/__pycache__");
+        assert!(!cache.exists(), "installing compiles nothing");
+        compile(folder.clone()).await;
+        let sources = FILES.iter().filter(|(name, _)| name.starts_with("python/colibri_runtime/")).count();
+        assert_eq!(fs::read_dir(&cache).unwrap().count(), sources);
+        fs::remove_dir_all(&cache).unwrap();
+        compile(folder.clone()).await;
+        assert!(!cache.exists(), "the stamp still holds");
+        fs::write(folder.join(STAMP), "another interpreter").unwrap();
+        compile(folder).await;
+        assert_eq!(fs::read_dir(&cache).unwrap().count(), sources);
     }
 
     #[test]

@@ -41,5 +41,6 @@ async fn every_command_works_and_errors_say_what_to_do() -> Result<()> {
     platform.colibri(&["delete", "hello"]).await?.ok()?;
     let list = platform.colibri(&["list"]).await?.ok()?;
     assert!(!list.contains("hello.default"), "{list}");
+    assert!(platform.log().contains("ready took="), "{}", platform.log());
     platform.stop().await
 }

@@ -164,10 +164,11 @@ async fn measure(target: &target::Target, data_dir: &Path, what: What, talk: boo
     };
     match what {
         What::Coldstart { workload, count } => {
+            let runtimes = functions::runtimes::folder(&data_dir.join("runtimes"));
             for workload in workload.map_or_else(target::usable, |one| vec![one]) {
                 let hello = hello_program()?;
                 let prepared = coldstart::prepare(target, workload, count).await?;
-                let measured = coldstart::measure(target, prepared, &hello, &data_dir.join("runtimes")).await?;
+                let measured = coldstart::measure(target, prepared, &hello, &runtimes).await?;
                 show(&format!("coldstart, {}", workload.name()), measured.table());
                 report.coldstart.push(measured);
             }

@@ -94,7 +94,8 @@ async fn report(
     data_dir: &DataDir,
 ) -> Result<()> {
     let zero = waiting.back_to_zero;
-    let measured = coldstart::measure(target, waiting, hello, &data_dir.join("runtimes")).await?;
+    let runtimes = functions::runtimes::folder(&data_dir.join("runtimes"));
+    let measured = coldstart::measure(target, waiting, hello, &runtimes).await?;
     let warm = warm(target, name).await?;
     print_table(name, &measured, warm, zero);
     Ok(())

@@ -6,6 +6,7 @@ mod listeners;
 mod preflight;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -23,6 +24,7 @@ use crate::signals::StopSignals;
 ///
 /// What keeps it from starting, with the flag or command that cures it.
 pub async fn run(args: UpArgs) -> Result<()> {
+    let begin = Instant::now();
     preflight::check()?;
     let mut signals = StopSignals::new()?;
     if let Some(files) = preflight::raise_open_files() {
@@ -37,6 +39,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
         () = signals.next() => anyhow::bail!("stopped before the platform was ready"),
     };
     publish(&data_dir, &started, &addresses, &args.domain)?;
+    tracing::info!(took = ?begin.elapsed(), "ready");
     print_ready(&data_dir, &addresses);
 
     let platform = started.clone();

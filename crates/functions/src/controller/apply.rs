@@ -10,7 +10,7 @@ use super::ReconcileError;
 use super::observe::Observed;
 use super::plan::{Plan, ServiceWrite};
 
-/// Carries a plan out. A conflict is an error: the work is done again from newer state.
+/// Carries a plan out, up to the first failure.
 pub async fn apply(client: &Client, observed: &Observed, plan: Plan) -> Result<(), ReconcileError> {
     let function = &observed.function;
     let namespace = function.namespace().unwrap_or_default();
@@ -21,7 +21,7 @@ pub async fn apply(client: &Client, observed: &Observed, plan: Plan) -> Result<(
             ServiceWrite::Create(service) => services.create(&params, service).await,
             ServiceWrite::Replace(service) => services.replace(&service.name_any(), &params, service).await,
         };
-        written.map_err(|source| ReconcileError::Write { what: "Service", source })?;
+        written.map_err(|error| failure("Service", error))?;
         info!(%namespace, function = %function.name_any(), "service written");
     }
     if let Some(status) = plan.status {
@@ -29,8 +29,21 @@ pub async fn apply(client: &Client, observed: &Observed, plan: Plan) -> Result<(
         let mut function = Function::clone(function);
         function.status = Some(status);
         let name = function.name_any();
-        let written = functions.replace_status(&name, &params, &function).await;
-        written.map_err(|source| ReconcileError::Write { what: "status of the Function", source })?;
+        match functions.replace_status(&name, &params, &function).await {
+            // A Function that is gone needs no status.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            written => {
+                written.map_err(|error| failure("status of the Function", error))?;
+            }
+        }
     }
     Ok(())
+}
+
+/// A conflict, or a Service that came or went, shows that the plan was made from an old picture.
+fn failure(what: &'static str, source: kube::Error) -> ReconcileError {
+    match &source {
+        kube::Error::Api(status) if matches!(status.code, 404 | 409) => ReconcileError::Stale { what, source },
+        _ => ReconcileError::Write { what, source },
+    }
 }

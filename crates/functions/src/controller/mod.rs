@@ -18,6 +18,7 @@ mod status;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::functions::Function;
 use api::serving::annotations::FUNCTION_LABEL;
@@ -28,8 +29,12 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::debug;
 
 use crate::code::{CodeError, CodeStore};
+
+/// Time before another look at a Function whose plan was made from an old picture.
+const STALE_PAUSE: Duration = Duration::from_millis(15);
 
 /// Settings of the controller.
 #[derive(Clone, Debug)]
@@ -49,6 +54,9 @@ impl Default for Config {
 enum ReconcileError {
     #[error(transparent)]
     Code(#[from] CodeError),
+    /// The cache that the plan was made from is behind.
+    #[error("the {what} has changed meanwhile")]
+    Stale { what: &'static str, source: kube::Error },
     #[error("cannot write the {what}")]
     Write { what: &'static str, source: kube::Error },
 }
@@ -117,7 +125,13 @@ impl Functions {
         };
         let plan = plan::plan(&observed, Timestamp::now());
         let outcome = plan.outcome;
-        apply::apply(self.caches.client(), &observed, plan).await?;
-        Ok(outcome)
+        match apply::apply(self.caches.client(), &observed, plan).await {
+            // Somebody else wrote first, or our own last write is not in the cache yet: no failure.
+            Err(ReconcileError::Stale { what, .. }) => {
+                debug!(%key, what, "planned from an old picture");
+                Ok(Outcome::After(STALE_PAUSE))
+            }
+            applied => applied.map(|()| outcome),
+        }
     }
 }

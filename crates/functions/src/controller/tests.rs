@@ -1,5 +1,7 @@
 //! Tables of plans, and that planning again after a plan was applied yields nothing.
 
+mod failures;
+
 use std::sync::Arc;
 
 use api::conditions::ConditionStatus;
