@@ -91,6 +91,10 @@ fn mark_service(observed: &Observed, service: Option<&Service>, conditions: &mut
         newest.filter(|revision| wanted.as_ref().is_none_or(|wanted| service::is_of_template(revision, wanted)));
     mark_revision(newest, &status, conditions);
     match find(&status.conditions, "RoutesReady") {
+        // What the Service says of its route is of the version before.
+        _ if newest.is_some_and(|revision| is_ready(revision) && !is_routed(revision, &status)) => {
+            conditions.mark_unknown("RouteReady", "Deploying", "the new version is being routed");
+        }
         // A failed new version leaves the routes as they were.
         Some(routes) if routes.status == ConditionStatus::True => conditions.mark_true("RouteReady"),
         Some(routes) => conditions.copy_from("RouteReady", routes),
@@ -114,17 +118,28 @@ fn mark_revision(revision: Option<&Revision>, status: &ServiceStatus, conditions
         return conditions.mark_unknown("RevisionReady", "Deploying", "the new version is being made");
     };
     let known = revision.status.as_ref().and_then(|status| find(&status.conditions, READY));
-    let is_routed = status.latest_ready_revision_name == revision.metadata.name;
     match known {
         Some(ready) if ready.status == ConditionStatus::False => {
             let message = ready.message.as_deref().unwrap_or("the version failed and did not say why");
             let message = message.strip_prefix(CONTAINER_PREFIX).unwrap_or(message).trim();
             conditions.mark_false("RevisionReady", ready.reason.as_deref().unwrap_or("RevisionFailed"), message);
         }
-        Some(ready) if ready.status == ConditionStatus::True || is_routed => conditions.mark_true("RevisionReady"),
+        Some(ready) if ready.status == ConditionStatus::True || is_routed(revision, status) => {
+            conditions.mark_true("RevisionReady");
+        }
         Some(ready) => conditions.copy_from("RevisionReady", ready),
         None => conditions.mark_unknown("RevisionReady", "Deploying", "the new version is starting"),
     }
+}
+
+fn is_ready(revision: &Revision) -> bool {
+    let ready = revision.status.as_ref().and_then(|status| find(&status.conditions, READY));
+    ready.is_some_and(|ready| ready.status == ConditionStatus::True)
+}
+
+/// Whether the Service knows that the Revision is its newest one that is ready, and so answers for its route.
+fn is_routed(revision: &Revision, status: &ServiceStatus) -> bool {
+    status.latest_ready_revision_name == revision.metadata.name
 }
 
 fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {

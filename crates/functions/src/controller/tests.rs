@@ -200,6 +200,21 @@ fn the_failure_of_the_version_before_is_not_that_of_the_new_code() {
 }
 
 #[test]
+fn a_version_is_ready_only_once_it_is_routed() {
+    check(
+        simple().service(serving("greet-00002", "greet-00001")).revision("True", "", ""),
+        expect![[r#"
+            BuildReady=True
+            Ready=Unknown (Deploying): the new version is being routed
+            RevisionReady=True
+            RouteReady=Unknown (Deploying): the new version is being routed
+            SourceReady=True
+            version greet-00001, url http://greet.default.localhost:8080
+        "#]],
+    );
+}
+
+#[test]
 fn a_version_that_starts_is_waited_for() {
     check(
         simple().service(serving("greet-00002", "greet-00001")).revision("Unknown", "Deploying", "starting"),

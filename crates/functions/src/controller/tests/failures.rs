@@ -56,7 +56,7 @@ impl Server {
         let code = self.answers.pop_front().unwrap_or(200);
         self.writes.push(format!("{method} {last} {code}"));
         if code != 200 {
-            return (code, json!({"kind": "Status", "status": "Failure", "message": "no", "reason": "No", "code": code}));
+            return (code, json!({"kind": "Status", "status": "Failure", "reason": "No", "code": code}));
         }
         let object: Value = serde_json::from_slice(body).unwrap();
         match last {
@@ -77,7 +77,8 @@ fn client(server: &Shared) -> kube::Client {
             let watch = head.uri.query().unwrap_or_default().contains("watch=true");
             let (code, body) = server.lock().answer(&head.method, head.uri.path(), &body);
             let frame = Ok::<_, Infallible>(http_body::Frame::data(Bytes::from(body.to_string())));
-            let frames = if watch { futures::stream::pending().boxed() } else { futures::stream::iter([frame]).boxed() };
+            let frames =
+                if watch { futures::stream::pending().boxed() } else { futures::stream::iter([frame]).boxed() };
             Ok::<_, kube::Error>(Response::builder().status(code).body(StreamBody::new(frames)).unwrap())
         }
     });
