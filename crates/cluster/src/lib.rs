@@ -5,6 +5,7 @@
 //! - [`accounts`]: gives each namespace its default service account and the CA's certificate.
 //! - [`scheduler`]: binds pods to nodes.
 //! - [`endpoints`]: says who answers for each Service.
+//! - [`protection`]: lets claims and volumes go once nothing uses them.
 //!
 //! Invariants: no controller here knows Knative's kinds or ours by name; none keeps state that a restart would miss.
 
@@ -12,6 +13,7 @@ pub mod accounts;
 pub mod collector;
 pub mod endpoints;
 pub mod namespaces;
+pub mod protection;
 pub mod resources;
 pub mod scheduler;
 
@@ -35,6 +37,7 @@ pub fn start(config: Config, caches: &Arc<Caches>, tasks: &TaskTracker, stop: &C
     endpoints::start(caches, tasks, stop);
     namespaces::start(caches, tasks, stop);
     collector::start(caches, tasks, stop);
+    protection::start(caches, tasks, stop);
 }
 
 /// Why a controller's step failed; it is tried again.

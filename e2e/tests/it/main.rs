@@ -4,6 +4,7 @@
 //! it; in CI a skip is a failure.
 
 mod bench;
+mod claims;
 mod cli;
 mod containers;
 mod docs;
