@@ -7,7 +7,7 @@ SHELL := /bin/bash
 TEST_PACKAGES := nginx-light wrk docker-registry skopeo python3 nftables
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo build static test test-packages lint unit e2e bench dist clean
+.PHONY: demo build static test test-packages lint runtimes unit e2e bench dist clean
 
 demo: build
 	$(SUDO) target/release/colibri up --demo
@@ -25,12 +25,13 @@ static:
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked -p hello-container --target $(STATIC_TARGET) --target-dir target/static
 	cp target/static/$(STATIC_TARGET)/release/hello-container target/static/hello-container
 
-test: test-packages lint unit e2e
+test: test-packages lint runtimes unit e2e
 
 test-packages:
 	@missing=""
 	for package in $(TEST_PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done
 	command -v kubectl >/dev/null || missing="$$missing kubernetes-client"
+	command -v node >/dev/null || missing="$$missing nodejs"
 	if [ -n "$$missing" ]; then
 	  $(SUDO) apt-get update -qq
 	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing
@@ -40,6 +41,11 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --profile ci --locked --workspace --all-targets -- -D warnings
 	if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; else echo "cargo-deny is not installed: its check is skipped"; fi
+
+# The runtimes' own tests, in their own languages.
+runtimes:
+	(cd runtimes/python && python3 -B -W ignore -m unittest discover -s tests)
+	(cd runtimes/nodejs && node --test tests/*.test.js)
 
 # All tests but the end-to-end ones; the build is shared with them.
 unit:

@@ -56,8 +56,14 @@ pub fn find(name: &str) -> Result<Runtime, RuntimeError> {
         "binary" => None,
         _ => return Err(RuntimeError::Unknown(name.into())),
     };
+    let mut root = root(prefix.clone());
+    if name == "nodejs" {
+        // What functions import from the runtime is found as any package is: in the `node_modules` of a folder above.
+        let package = format!("{}/nodejs/colibri-runtime", api::functions::RUNTIME_PATH);
+        root.links.push(("/node_modules/colibri-runtime".into(), package));
+    }
     let path = prefix.as_ref().map_or_else(|| PATH.to_string(), |prefix| format!("{}/bin:{PATH}", prefix.display()));
-    Ok(Runtime { root: root(prefix), path })
+    Ok(Runtime { root, path })
 }
 
 fn python_prefix() -> Result<Option<PathBuf>, RuntimeError> {

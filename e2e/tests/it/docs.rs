@@ -104,7 +104,7 @@ fn the_chinese_readme_has_the_same_commands() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_of_the_readme_and_the_book_works() -> Result<()> {
-    if cannot_run(&["kubectl", "curl", "python3"]).is_some() {
+    if cannot_run(&["kubectl", "curl", "python3", "node"]).is_some() {
         return Ok(());
     }
     let mut platform = Platform::start(Options::default()).await?;

@@ -7,9 +7,9 @@ use super::settings::{parse_duration, parse_percent};
 use super::{Function, FunctionSpec, Source};
 
 /// Runtimes that the platform brings along.
-pub const RUNTIMES: &[&str] = &["python", "binary"];
+pub const RUNTIMES: &[&str] = &["python", "nodejs", "binary"];
 /// Runtimes that are to come.
-const RUNTIMES_TO_COME: &[&str] = &["nodejs", "wasm"];
+const RUNTIMES_TO_COME: &[&str] = &["wasm"];
 /// Values of `spec.signature`.
 pub const SIGNATURES: &[&str] = &["auto", "http", "cloudevent", "asgi", "wsgi"];
 /// Most files of an inline source.
@@ -92,6 +92,10 @@ fn check_handler(spec: &FunctionSpec, problems: &mut Problems) {
                 "spec.handler",
                 format!("{handler:?} is not of the form module.function; for def handle in main.py write main.handle"),
             ),
+            "nodejs" if !is_module_and_name(handler) => problems.add(
+                "spec.handler",
+                format!("{handler:?} is not of the form module.function; for handle in index.mjs write index.handle"),
+            ),
             "binary" if base_is_outside(handler) => problems.add(
                 "spec.handler",
                 format!("{handler:?} is not a file inside the code; write its path in the folder, such as bin/server"),
@@ -114,6 +118,12 @@ fn is_dotted_name(handler: &str) -> bool {
             && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
     };
     handler.contains('.') && handler.len() <= 256 && handler.split('.').all(name)
+}
+
+/// `module.function`, where the module is a file's path inside the code without its extension.
+fn is_module_and_name(handler: &str) -> bool {
+    let parts = handler.rsplit_once('.');
+    parts.is_some_and(|(module, name)| !base_is_outside(module) && !name.is_empty() && !name.contains('/'))
 }
 
 /// Whether a path is absolute, empty, or leaves the folder that it is meant to be in.
@@ -337,7 +347,11 @@ mod tests {
             }),
             &[],
         );
-        check(serde_json::json!({"runtime": "nodejs", "source": {"image": "a/b:c"}}), &[]);
+        check(serde_json::json!({"runtime": "wasm", "source": {"image": "a/b:c"}}), &[]);
+        for handler in ["index.handle", "src/app.handle", "a.b.c", "src/a.min.$go"] {
+            let source = serde_json::json!({"inline": {"index.mjs": ""}});
+            check(serde_json::json!({"runtime": "nodejs", "handler": handler, "source": source}), &[]);
+        }
     }
 
     #[test]
@@ -349,7 +363,7 @@ mod tests {
                 serde_json::json!({"runtime": "pyton", "source": inline}),
                 "spec.runtime: unknown runtime \"pyton\"; use one",
             ),
-            (serde_json::json!({"runtime": "nodejs", "source": inline}), "spec.runtime: nodejs is not there yet"),
+            (serde_json::json!({"runtime": "wasm", "source": inline}), "spec.runtime: wasm is not there yet"),
             (serde_json::json!({"runtime": "python"}), "spec.source: is missing; give one of"),
             (serde_json::json!({"runtime": "python", "source": {}}), "spec.source: is empty"),
             (
@@ -372,6 +386,14 @@ mod tests {
             (
                 serde_json::json!({"runtime": "python", "source": inline, "handler": "main"}),
                 "spec.handler: \"main\" is not of the form module.function",
+            ),
+            (
+                serde_json::json!({"runtime": "nodejs", "source": inline, "handler": "handle"}),
+                "spec.handler: \"handle\" is not of the form module.function; for handle in index.mjs",
+            ),
+            (
+                serde_json::json!({"runtime": "nodejs", "source": inline, "handler": "../lib.handle"}),
+                "spec.handler: \"../lib.handle\" is not of the form",
             ),
             (
                 serde_json::json!({"runtime": "binary", "source": inline, "handler": "../sh"}),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::http;
-use super::target::{PYTHON_CODE, Workload};
+use super::target::Workload;
 
 /// Longest time until the first answer.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -39,16 +39,17 @@ pub async fn start(workload: Workload, hello: &Path, runtimes: &Path) -> Result<
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut dir = None;
-    let mut command = match workload {
-        Workload::Container => Command::new(hello),
-        Workload::Python => {
+    let mut command = match workload.function() {
+        None => Command::new(hello),
+        Some(example) => {
             let code = tempfile::tempdir()?;
-            std::fs::write(code.path().join("main.py"), PYTHON_CODE)?;
+            std::fs::write(code.path().join(example.file), example.code)?;
             // The interpreter that the sandbox uses, not whichever comes first on the PATH.
-            let python = functions::runtimes::interpreter("python3").context("python3 is needed")?;
-            let mut command = Command::new(python);
-            command.args(["-I", "-S", "-B"]).arg(runtimes.join("python/boot.py"));
-            command.env("COLIBRI_CODE", code.path()).env("COLIBRI_HANDLER", "main.handle");
+            let program = functions::runtimes::interpreter(example.program);
+            let mut command = Command::new(program.with_context(|| format!("{} is needed", example.program))?);
+            let words = functions::runtimes::command(example.runtime).context("a built-in runtime")?;
+            let inside = |word: String| word.replace(api::functions::RUNTIME_PATH, &runtimes.to_string_lossy());
+            command.args(words.into_iter().skip(1).map(inside)).env("COLIBRI_CODE", code.path());
             dir = Some(code);
             command
         }

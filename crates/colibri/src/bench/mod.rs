@@ -40,7 +40,7 @@ pub struct BenchArgs {
 enum What {
     /// Cold starts by stage, beside the same program as a plain process
     Coldstart {
-        /// What is started; both by default
+        /// What is started; everything whose interpreter is there by default
         #[arg(long)]
         workload: Option<Workload>,
         /// Services that are called from zero

@@ -34,16 +34,31 @@ pub struct Target {
 pub enum Workload {
     /// The example server, as a Knative Service; the image `hello:latest` must be loaded.
     Container,
-    /// The example function.
+    /// The example function in Python.
     Python,
+    /// The example function in JavaScript.
+    Node,
 }
 
 impl Workload {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Container, Self::Python, Self::Node];
+
+    /// The function that it is; `None` for a container.
+    pub fn function(self) -> Option<&'static Example> {
+        match self {
+            Self::Container => None,
+            Self::Python => Some(&PYTHON),
+            Self::Node => Some(&NODE),
+        }
+    }
+
     /// Its name in the names of services.
     pub fn name(self) -> &'static str {
         match self {
             Self::Container => "container",
             Self::Python => "python",
+            Self::Node => "node",
         }
     }
 
@@ -52,6 +67,7 @@ impl Workload {
         match self {
             Self::Container => "container with a static binary",
             Self::Python => "Python function",
+            Self::Node => "Node.js function",
         }
     }
 
@@ -60,21 +76,54 @@ impl Workload {
         match self {
             Self::Container => "60 / 120 ms",
             Self::Python => "40 / 80 ms",
+            Self::Node => "100 / 200 ms",
         }
     }
 }
 
-/// The workloads that can run on this machine.
+/// The workloads whose interpreter is there.
 pub fn usable() -> Vec<Workload> {
-    let mut usable = vec![Workload::Container];
-    if functions::runtimes::interpreter("python3").is_some() {
-        usable.push(Workload::Python);
-    }
-    usable
+    let usable = |workload: &Workload| {
+        let Some(example) = workload.function() else { return true };
+        let found = functions::runtimes::interpreter(example.program).is_some();
+        if !found {
+            eprintln!("{} functions are skipped: sudo apt-get install {}", example.runtime, example.package);
+        }
+        found
+    };
+    Workload::ALL.into_iter().filter(usable).collect()
 }
 
-/// The example function's code.
-pub const PYTHON_CODE: &str = include_str!("../../../../examples/hello-python/main.py");
+/// An example function.
+#[derive(Debug)]
+pub struct Example {
+    /// Its runtime.
+    pub runtime: &'static str,
+    /// Name of its only file.
+    pub file: &'static str,
+    /// That file.
+    pub code: &'static str,
+    /// The interpreter.
+    pub program: &'static str,
+    /// Debian's package of the interpreter.
+    pub package: &'static str,
+}
+
+const PYTHON: Example = Example {
+    runtime: "python",
+    file: "main.py",
+    code: include_str!("../../../../examples/hello-python/main.py"),
+    program: "python3",
+    package: "python3",
+};
+
+const NODE: Example = Example {
+    runtime: "nodejs",
+    file: "index.mjs",
+    code: include_str!("../../../../examples/hello-node/index.mjs"),
+    program: "node",
+    package: "nodejs",
+};
 
 impl Target {
     /// Host name of a service in the namespace `default`.
@@ -89,8 +138,8 @@ impl Target {
     /// When the API server refuses it.
     pub async fn deploy(&self, name: &str, workload: Workload) -> Result<()> {
         let metadata = json!({"name": name, "namespace": "default", "labels": {"colibri.dev/bench": "true"}});
-        match workload {
-            Workload::Container => {
+        match workload.function() {
+            None => {
                 let annotations = json!({"autoscaling.knative.dev/window": "6s"});
                 let service = json!({
                     "apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": metadata,
@@ -101,12 +150,12 @@ impl Target {
                 });
                 self.create::<Service>(service).await
             }
-            Workload::Python => {
+            Some(example) => {
                 let function = json!({
                     "apiVersion": "functions.colibri.dev/v1", "kind": "Function", "metadata": metadata,
                     "spec": {
-                        "runtime": "python",
-                        "source": {"inline": {"main.py": PYTHON_CODE}},
+                        "runtime": example.runtime,
+                        "source": {"inline": {example.file: example.code}},
                         "scaling": {"idle": "6s", "concurrency": 10},
                     },
                 });
@@ -222,11 +271,11 @@ impl Target {
     /// When the API server refuses.
     pub async fn delete(&self, name: &str, workload: Workload) -> Result<()> {
         let parameters = DeleteParams::background();
-        let result = match workload {
-            Workload::Container => {
+        let result = match workload.function() {
+            None => {
                 Api::<Service>::namespaced(self.client.clone(), "default").delete(name, &parameters).await.map(|_| ())
             }
-            Workload::Python => {
+            Some(_) => {
                 Api::<Function>::namespaced(self.client.clone(), "default").delete(name, &parameters).await.map(|_| ())
             }
         };

@@ -9,7 +9,7 @@ use node::images::pack::{PackConfig, pack};
 
 use crate::bench::coldstart::{self, ColdStarts, Prepared};
 use crate::bench::stats::Summary;
-use crate::bench::target::{Target, Workload};
+use crate::bench::target::{self, Target, Workload};
 use crate::bench::{self, http, memory};
 use crate::data_dir::{DataDir, KUBECONFIG};
 use crate::platform::{Addresses, Platform};
@@ -18,8 +18,14 @@ use crate::platform::{Addresses, Platform};
 const COLD_STARTS: usize = 5;
 /// Requests on a kept connection.
 const WARM_REQUESTS: usize = 1000;
-/// What the demo leaves running.
-const EXAMPLES: [(&str, Workload); 2] = [("hello", Workload::Container), ("hello-python", Workload::Python)];
+/// Name of the example that the demo leaves running.
+fn name(workload: Workload) -> &'static str {
+    match workload {
+        Workload::Container => "hello",
+        Workload::Python => "hello-python",
+        Workload::Node => "hello-node",
+    }
+}
 
 /// Runs the demo to its end; the examples stay.
 ///
@@ -30,7 +36,7 @@ pub async fn run(platform: &Arc<Platform>, data_dir: &DataDir, addresses: &Addre
     let target = Target { client: platform.client().clone(), gateway: addresses.gateway, domain: domain.to_owned() };
     let hello = bench::hello_program()?;
     load_hello(platform, &hello).await?;
-    let examples = usable_examples();
+    let examples: Vec<_> = target::usable().into_iter().map(|workload| (name(workload), workload)).collect();
 
     println!("\ndeploying the examples, and {COLD_STARTS} copies of each to be called from zero ...");
     let mut prepared = Vec::new();
@@ -69,21 +75,6 @@ async fn load_hello(platform: &Platform, hello: &std::path::Path) -> Result<()> 
     .context("packing the example server as an image")?;
     platform.node().images().load(archive.as_slice(), None).await.context("loading the example image")?;
     Ok(())
-}
-
-/// The examples whose interpreter is there.
-fn usable_examples() -> Vec<(&'static str, Workload)> {
-    let usable = |(_, workload): &(&str, Workload)| match workload {
-        Workload::Container => true,
-        Workload::Python => {
-            let found = functions::runtimes::interpreter("python3").is_some();
-            if !found {
-                println!("the Python example is skipped: python3 is missing (apt-get install python3)");
-            }
-            found
-        }
-    };
-    EXAMPLES.into_iter().filter(usable).collect()
 }
 
 async fn report(
