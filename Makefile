@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 # What the tests talk to, as Debian packages.
-TEST_PACKAGES := nginx-light wrk docker-registry skopeo python3 nftables
+TEST_PACKAGES := nginx-light wrk docker-registry skopeo python3 nftables curl
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: demo build static test test-packages lint runtimes unit e2e bench dist clean
