@@ -53,6 +53,24 @@ impl Leftovers {
     }
 }
 
+/// Process ids of the supervisors of a data directory, and those of the containers below them.
+pub fn pods(data_dir: &Path) -> (Vec<u32>, Vec<u32>) {
+    let marker = data_dir.to_string_lossy().into_owned();
+    let pids: Vec<u32> = names("/proc").iter().filter_map(|name| name.parse().ok()).collect();
+    let is_supervisor = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with(b"colibri-supervisor\0") && String::from_utf8_lossy(&line).contains(&marker)
+    };
+    let parent = |pid: u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<u32>().ok())
+    };
+    let supervisors: Vec<u32> = pids.iter().copied().filter(is_supervisor).collect();
+    let below = |pid: &u32| parent(*pid).is_some_and(|parent| supervisors.contains(&parent));
+    let containers = pids.into_iter().filter(below).collect();
+    (supervisors, containers)
+}
+
 fn processes(marker: &str) -> BTreeSet<String> {
     let own = std::process::id().to_string();
     let pids = names("/proc").into_iter().filter(|name| name.bytes().all(|c| c.is_ascii_digit()) && *name != own);

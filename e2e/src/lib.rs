@@ -4,7 +4,7 @@
 mod leftovers;
 mod platform;
 
-pub use leftovers::Leftovers;
+pub use leftovers::{Leftovers, pods};
 pub use platform::{Alone, Answer, Options, Output, Platform, alone, binary, hello_program, run, work_dir};
 
 /// Why this test cannot run here, if it cannot: printed by the caller, who then returns.

@@ -108,10 +108,23 @@ impl Platform {
     ///
     /// When it does not become ready; the text has its log.
     pub async fn start(options: Options) -> Result<Self> {
+        let mut platform = Self::spawn(options).await?;
+        platform.ready().await?;
+        Ok(platform)
+    }
+
+    /// Starts a platform and does not wait.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started.
+    pub async fn spawn(options: Options) -> Result<Self> {
         let shared = if options.alone { None } else { Some(lock(libc::LOCK_SH).await?) };
         let home = tempfile::Builder::new().prefix("colibri-e2e-").tempdir()?;
         let data_dir = options.data_dir.clone().unwrap_or_else(|| home.path().join("data"));
         let log = File::create(home.path().join("up.log"))?;
+        // One that was killed leaves it behind.
+        let _ = std::fs::remove_file(data_dir.join("endpoints.json"));
         let child = Command::new(binary("colibri"))
             .arg("up")
             .arg("--data-dir")
@@ -126,13 +139,15 @@ impl Platform {
         // Needed where other crates of the same build turn TLS on; it may be there already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().timeout(WAIT_LIMIT).build()?;
-        let mut platform =
-            Self { child: Some(child), data_dir, home, endpoints: BTreeMap::new(), http, _shared: shared };
-        platform.wait_until_started().await?;
-        Ok(platform)
+        Ok(Self { child: Some(child), data_dir, home, endpoints: BTreeMap::new(), http, _shared: shared })
     }
 
-    async fn wait_until_started(&mut self) -> Result<()> {
+    /// Waits until a spawned platform is ready.
+    ///
+    /// # Errors
+    ///
+    /// When it does not become ready; the text has its log.
+    pub async fn ready(&mut self) -> Result<()> {
         let endpoints = self.data_dir.join("endpoints.json");
         let start = Instant::now();
         while start.elapsed() < START_LIMIT {
@@ -305,6 +320,14 @@ impl Platform {
         if let Some(child) = &self.child {
             // SAFETY: the process is our own child and was not waited for yet, so that its ID is still its own.
             unsafe { libc::kill(i32::try_from(child.id()).unwrap_or(i32::MAX), signal) };
+        }
+    }
+
+    /// Kills the platform, as a machine that fails does, and waits until it is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 

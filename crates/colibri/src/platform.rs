@@ -209,13 +209,20 @@ impl Platform {
     }
 
     /// Stops in phases: no new requests, those in flight end; then the controllers; then the node with all pods; then
-    /// the API server.
-    pub async fn stop(&self) {
+    /// the API server. With `keep_pods` the pods go on, for the next start on the same data directory.
+    pub async fn stop(&self, keep_pods: bool) {
         self.admin.set_ready(false);
         self.gateway_stop.cancel();
         self.gateway_tasks.close();
         within(self.grace + Duration::from_secs(2), "the gateway", self.gateway_tasks.wait()).await;
-        within(NODE_LIMIT, "the node", self.node.shutdown()).await;
+        let node = async {
+            if keep_pods {
+                self.node.leave().await;
+            } else {
+                self.node.shutdown().await;
+            }
+        };
+        within(NODE_LIMIT, "the node", node).await;
         self.controller_stop.cancel();
         self.controller_tasks.close();
         within(CONTROLLER_LIMIT, "the controllers", self.controller_tasks.wait()).await;

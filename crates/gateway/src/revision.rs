@@ -167,10 +167,9 @@ impl Revision {
                 .instances()
                 .find(|(_, state, upstream)| upstream.pod == seen.pod && !matches!(state, Instance::Stopped { .. }));
             let mut known = known.map(|(key, _, upstream)| (key, upstream.clone()));
-            // Another pod under the same name, or the same one at another address: the old instance is gone.
+            // Another pod under the same name, or the same one at another address or at none: the old instance is gone.
             if let Some((key, upstream)) = &known
-                && (upstream.uid != seen.uid
-                    || (seen.ip.is_some() && upstream.ip().is_some_and(|ip| Some(ip) != seen.ip)))
+                && (upstream.uid != seen.uid || upstream.ip().is_some_and(|ip| Some(ip) != seen.ip))
             {
                 upstream.close_idle(Duration::ZERO);
                 grants.extend(throttle.step(*key, Event::Gone));

@@ -31,9 +31,19 @@ pub struct LogDir {
 }
 
 impl LogDir {
-    /// The logs below `path`.
-    pub fn new(path: PathBuf) -> Arc<Self> {
-        Arc::new(Self { path, runs: Mutex::default() })
+    /// The logs below `path`, with those of runs that an earlier node started.
+    pub fn open(path: PathBuf) -> Arc<Self> {
+        let runs = std::fs::read_dir(&path).into_iter().flatten().flatten().filter_map(|entry| {
+            let container = entry.file_name().into_string().ok()?;
+            Some((container, (last_run(&entry.path())?, false)))
+        });
+        let runs = Mutex::new(runs.collect());
+        Arc::new(Self { path, runs })
+    }
+
+    /// The number for the next run of a container.
+    pub fn next_run(&self, container: &str) -> u32 {
+        self.runs.lock().get(container).map_or(0, |(run, _)| run + 1)
     }
 
     /// Their folder.
@@ -93,6 +103,12 @@ impl LogDir {
         tokio::spawn(async move { reader.run(tail, sender).await });
         Ok(stream(receiver).boxed())
     }
+}
+
+/// The latest run that has a log in the folder of a container.
+fn last_run(folder: &Path) -> Option<u32> {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| name.to_str()?.strip_suffix(".log")?.parse().ok()).max()
 }
 
 /// A channel as a stream.
@@ -317,9 +333,8 @@ mod tests {
         )
         .unwrap();
         std::fs::write(folder.join("0.log"), lines(0, 1)).unwrap();
-        let logs = LogDir::new(dir.path().to_path_buf());
-        logs.began("c", 1);
-        logs.ended("c");
+        let logs = LogDir::open(dir.path().to_path_buf());
+        assert_eq!(logs.next_run("c"), 2);
         let text = logs.read("c", &options).unwrap();
         let text: Vec<Bytes> = text.map(|piece| piece.unwrap()).collect().await;
         assert_eq!(String::from_utf8(text.concat()).unwrap(), expected, "{options:?}");
@@ -344,7 +359,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_has_not_begun_is_a_bad_request() {
-        let logs = LogDir::new("/nowhere".into());
+        let logs = LogDir::open("/nowhere".into());
         assert!(matches!(logs.read("c", &LogOptions::default()), Err(KubeletError::BadRequest(_))));
     }
 }

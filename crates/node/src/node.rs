@@ -1,8 +1,8 @@
 //! The node as a whole: started, told about pods, shut down.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::OsString;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,10 +27,13 @@ use crate::images::Images;
 use crate::logs::LogDir;
 use crate::network::{self, Network, Resolve};
 use crate::pod::env::Own;
+use crate::pod::past::{self, Now};
 use crate::pod::prepare::Supplies;
-use crate::pod::spec;
+use crate::pod::status::{self, Addresses};
 use crate::pod::worker::{Shared, Wish, Worker};
+use crate::pod::{spec, worker};
 use crate::registration::{self, Facts};
+use crate::sandbox::found::{self, Found};
 use crate::sandbox::{PodNetwork, SandboxConfig, SandboxError, Sandboxes};
 
 /// Time for the workers beyond the pods' own grace when the node shuts down.
@@ -67,18 +70,20 @@ pub struct Node {
     shared: Arc<Shared>,
     network: Network,
     pods: Mutex<HashMap<String, Running>>,
+    /// What an earlier node left of pods, by uid, until their objects are seen.
+    found: Mutex<HashMap<String, Found>>,
     workers: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Node {
-    /// Removes what a killed platform of the same data directory left, makes network and sandboxes, registers, and
-    /// runs the pods that are bound to it. `resolve` answers names on the pod network. Tasks end by `stop`; pods by
-    /// [`Node::shutdown`] alone.
+    /// Takes over the pods that a platform of the same data directory left running, removes what else it left, makes
+    /// network and sandboxes, registers, and runs the pods that are bound to it. `resolve` answers names on the pod
+    /// network. Tasks end by `stop`; pods by [`Node::shutdown`] alone.
     ///
     /// # Errors
     ///
-    /// [`NodeError`]. What was made by then is removed.
+    /// [`NodeError`]. What was made by then is removed; pods that run go on.
     pub async fn start(
         config: Config,
         client: Client,
@@ -89,20 +94,27 @@ impl Node {
     ) -> Result<Arc<Self>, NodeError> {
         let images = open_images(&config)?;
         let stop = stop.child_token();
-        remove_old_logs(&config.data_dir);
-        let network_config = network::Config::new(&config.data_dir);
+        let mut found = found::find(&config.data_dir.join("pods")).await;
+        let live = found.iter().map(|found| found.sandbox.address).collect();
+        let network_config = network::Config { live, ..network::Config::new(&config.data_dir) };
         let network = Network::start(network_config, resolve, CancellationToken::new()).await?;
-        let made = Self::assemble(config, client, images, network.clone(), &tasks, &stop).await;
+        found.retain(|found| network.is_live(found.sandbox.address));
+        let any = !found.is_empty();
+        let made = Self::assemble(config, client, images, network.clone(), found, &tasks, &stop).await;
         match made {
             Ok(node) => {
-                node.watch(&caches);
+                node.take_over(&caches).await;
                 crate::services::start(&network, &caches, &tasks, &stop);
                 Ok(node)
             }
             Err(error) => {
                 stop.cancel();
                 // The first error is the one that matters.
-                let _ = network.stop().await;
+                if any {
+                    network.detach_platform().await;
+                } else {
+                    let _ = network.stop().await;
+                }
                 Err(error)
             }
         }
@@ -113,10 +125,11 @@ impl Node {
         client: Client,
         images: Images,
         network: Network,
+        found: Vec<Found>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Arc<Self>, NodeError> {
-        let (sandboxes, user_namespaces) = start_sandboxes(&config, &network, tasks, stop).await?;
+        let (sandboxes, user_namespaces) = start_sandboxes(&config, &found, &network, tasks, stop).await?;
         let facts = Facts {
             name: config.name.clone(),
             address: network.gateway_address().to_string(),
@@ -125,7 +138,7 @@ impl Node {
             user_namespaces,
         };
         if let Err(error) = registration::register(&client, &facts).await {
-            sandboxes.shutdown().await;
+            sandboxes.leave().await;
             return Err(error.into());
         }
         let lease = registration::keep_lease(client.clone(), config.name.clone(), config.lease_period, stop.clone());
@@ -140,18 +153,61 @@ impl Node {
             shared: Arc::new(shared),
             network,
             pods: Mutex::default(),
+            found: Mutex::new(found.into_iter().map(|found| (found.uid.clone(), found)).collect()),
             workers: TaskTracker::new(),
             stop: stop.clone(),
         }))
     }
 
-    fn watch(self: &Arc<Self>, caches: &Arc<Caches>) {
+    /// Gives each pod of this node a worker, now and when more come, and removes what belongs to none.
+    async fn take_over(self: &Arc<Self>, caches: &Arc<Caches>) {
+        let pods = caches.of::<Pod>();
+        pods.synced().await;
+        self.forget_addresses(&pods.list()).await;
         let node = Arc::downgrade(self);
-        caches.of::<Pod>().subscribe(move |change| {
+        pods.subscribe(move |change| {
             if let Some(node) = node.upgrade() {
                 node.pod_changed(change);
             }
         });
+        let orphans: Vec<Found> = self.found.lock().drain().map(|(_, found)| found).collect();
+        let logs: HashSet<OsString> = {
+            let pods = self.pods.lock();
+            pods.values().filter_map(|running| running.logs.path().file_name().map(OsString::from)).collect()
+        };
+        let node = self.clone();
+        self.workers.spawn(async move {
+            for orphan in &orphans {
+                info!(sandbox = orphan.sandbox.name, "removing a sandbox whose pod is gone");
+            }
+            let removals = orphans.into_iter().map(|found| node.shared.sandboxes.destroy(found.sandbox));
+            futures::future::join_all(removals).await;
+        });
+        remove_old_logs(&self.config.data_dir.join("logs"), &logs);
+    }
+
+    /// Tells the API server of the pods that ran once and have no sandbox any more, so that nobody sends them a request
+    /// while another pod may get their address.
+    async fn forget_addresses(&self, pods: &[Arc<Pod>]) {
+        let ours = pods.iter().filter(|pod| self.is_ours(pod) && !past::is_over(pod));
+        let lost = ours.filter(|pod| {
+            let address = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref());
+            address.is_some_and(|address| !address.is_empty()) && !self.found.lock().contains_key(&uid_of(pod))
+        });
+        let now = Now::get();
+        let writes = lost.map(|pod| async move {
+            let machine = past::lost(pod, |_| 0, now);
+            let addresses = Addresses { pod: String::new(), host: self.shared.own.host_ip.clone() };
+            let status = status::make(pod, &machine, &addresses, now.wall);
+            if let Err(error) = worker::patch_status(&self.client, pod, &status).await {
+                warn!(%error, "a pod's status could not be written; its worker tries again");
+            }
+        });
+        futures::future::join_all(writes).await;
+    }
+
+    fn is_ours(&self, pod: &Pod) -> bool {
+        pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(&self.config.name)
     }
 
     /// Its name.
@@ -180,8 +236,7 @@ impl Node {
     }
 
     fn pod_changed(self: &Arc<Self>, change: &Change<Pod>) {
-        let uid_of = |pod: &Arc<Pod>| pod.metadata.uid.clone().unwrap_or_default();
-        let (old, new) = (change.old.as_ref().map(uid_of), change.new.as_ref().map(uid_of));
+        let (old, new) = (change.old.as_deref().map(uid_of), change.new.as_deref().map(uid_of));
         if let Some(old) = &old
             && new.as_ref() != Some(old)
             && let Some(running) = self.pods.lock().get(old)
@@ -189,10 +244,9 @@ impl Node {
             running.wishes.send_replace(Wish::Gone);
         }
         let Some(pod) = &change.new else { return };
-        if pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) != Some(&self.config.name) {
-            return;
+        if self.is_ours(pod) {
+            self.admit(uid_of(pod), pod);
         }
-        self.admit(uid_of(pod), pod);
     }
 
     fn admit(self: &Arc<Self>, uid: String, pod: &Arc<Pod>) {
@@ -207,21 +261,19 @@ impl Node {
             });
             return;
         }
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        let over = matches!(phase, Some("Succeeded" | "Failed")) && pod.metadata.deletion_timestamp.is_none();
-        if over || self.stop.is_cancelled() {
+        if self.stop.is_cancelled() {
             return;
         }
-        if pods.len() >= self.config.max_pods {
+        let found = self.found.lock().remove(&uid);
+        if pods.len() >= self.config.max_pods && found.is_none() {
             warn!(pods = pods.len(), "the node is full, a pod waits");
             return;
         }
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let name = pod.metadata.name.clone().unwrap_or_default();
-        let logs = LogDir::new(self.config.data_dir.join("logs").join(format!("{namespace}_{name}_{uid}")));
+        let logs = LogDir::open(self.config.data_dir.join("logs").join(format!("{namespace}_{name}_{uid}")));
         let (wishes, receiver) = watch::channel(Wish::Pod(pod.clone()));
-        // The first value counts as news, so that a deletion that came with it is seen.
-        let worker = Worker::new(self.shared.clone(), pod.clone(), receiver, logs.clone());
+        let worker = Worker::new(self.shared.clone(), pod.clone(), found, receiver, logs.clone());
         pods.insert(uid.clone(), Running { namespace, name, wishes, logs });
         let node = self.clone();
         self.workers.spawn(async move {
@@ -233,13 +285,8 @@ impl Node {
     /// Ends all pods within the configured grace and leaves nothing of the node behind: no process, cgroup, mount,
     /// namespace, link, rule or socket.
     pub async fn shutdown(&self) {
-        self.stop.cancel();
         let grace = self.config.shutdown_grace;
-        for running in self.pods.lock().values() {
-            running.wishes.send_replace(Wish::Shutdown(grace));
-        }
-        self.workers.close();
-        if tokio::time::timeout(grace + SHUTDOWN_SLACK, self.workers.wait()).await.is_err() {
+        if !self.end_workers(&Wish::Shutdown(grace), grace + SHUTDOWN_SLACK).await {
             warn!("some pods did not end in time; what they hold is removed by force");
         }
         self.shared.sandboxes.shutdown().await;
@@ -249,6 +296,30 @@ impl Node {
         }
         info!("the node is down");
     }
+
+    /// Ends the node and leaves its pods running, for the next start on the same data directory to take over.
+    pub async fn leave(&self) {
+        if !self.end_workers(&Wish::Leave, SHUTDOWN_SLACK).await {
+            warn!("some pods were not let go in time");
+        }
+        self.shared.sandboxes.leave().await;
+        self.network.detach_platform().await;
+        info!(pods = self.pods(), "the node is down, its pods go on");
+    }
+
+    /// Whether all workers ended in time.
+    async fn end_workers(&self, wish: &Wish, limit: Duration) -> bool {
+        self.stop.cancel();
+        for running in self.pods.lock().values() {
+            running.wishes.send_replace(wish.clone());
+        }
+        self.workers.close();
+        tokio::time::timeout(limit, self.workers.wait()).await.is_ok()
+    }
+}
+
+fn uid_of(pod: &Pod) -> String {
+    pod.metadata.uid.clone().unwrap_or_default()
 }
 
 fn open_images(config: &Config) -> Result<Images, NodeError> {
@@ -257,15 +328,21 @@ fn open_images(config: &Config) -> Result<Images, NodeError> {
     Images::open(&dir, cas, config.images.clone()).map_err(|error| NodeError::Images(error.text()))
 }
 
-/// Logs of pods that a platform before this one ran: their containers start anew.
-fn remove_old_logs(data_dir: &Path) {
-    // They may not be there.
-    let _ = std::fs::remove_dir_all(data_dir.join("logs"));
+/// Removes the logs of pods that are gone.
+fn remove_old_logs(dir: &std::path::Path, keep: &HashSet<OsString>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !keep.contains(&entry.file_name())
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            warn!(%error, path = %entry.path().display(), "the logs of a pod that is gone could not be removed");
+        }
+    }
 }
 
 /// The sandboxes, with user namespaces where the kernel and the disk can; else why not.
 async fn start_sandboxes(
     config: &Config,
+    found: &[Found],
     network: &Network,
     tasks: &TaskTracker,
     stop: &CancellationToken,
@@ -278,22 +355,28 @@ async fn start_sandboxes(
         user_namespace: config.user_namespace,
     };
     let wires: Arc<dyn PodNetwork> = Arc::new(network.clone());
+    let keep: BTreeSet<String> = found.iter().map(|found| found.sandbox.name.clone()).collect();
+    let known = found.iter().any(|found| found.state.user_namespace);
     let why_not = if config.user_namespace.is_none() {
         "user namespaces are turned off".to_string()
+    } else if known {
+        let sandboxes = Sandboxes::start(sandbox_config, &keep, wires, tasks, stop.child_token()).await?;
+        return Ok((sandboxes, Ok(())));
     } else {
         // Its own stop: this one may end before the node does.
-        let sandboxes = Sandboxes::start(sandbox_config.clone(), wires.clone(), tasks, stop.child_token()).await?;
+        let sandboxes =
+            Sandboxes::start(sandbox_config.clone(), &keep, wires.clone(), tasks, stop.child_token()).await?;
         match try_user_namespace(config, &sandboxes).await {
             Ok(()) => return Ok((sandboxes, Ok(()))),
             Err(why) => {
                 warn!(why, "pods have no user namespaces on this machine");
-                sandboxes.shutdown().await;
+                sandboxes.leave().await;
                 why
             }
         }
     };
     sandbox_config.user_namespace = None;
-    let sandboxes = Sandboxes::start(sandbox_config, wires, tasks, stop.child_token()).await?;
+    let sandboxes = Sandboxes::start(sandbox_config, &keep, wires, tasks, stop.child_token()).await?;
     Ok((sandboxes, Err(why_not)))
 }
 
@@ -301,13 +384,14 @@ async fn start_sandboxes(
 async fn try_user_namespace(config: &Config, sandboxes: &Sandboxes) -> Result<(), String> {
     let layer = config.data_dir.join("images").join("probe");
     std::fs::create_dir_all(&layer).map_err(|error| error.to_string())?;
-    let mut sandbox = sandboxes.take().await.map_err(|error| match error {
+    let mut sandbox = sandboxes.take("probe").await.map_err(|error| match error {
         SandboxError::Supervisor(why) => why,
         other => other.to_string(),
     })?;
     let probe = ContainerSpec {
         name: "probe".into(),
         run: 0,
+        note: String::new(),
         root: Root::Layers(vec![layer.clone()]),
         read_only_root: false,
         mounts: Vec::new(),

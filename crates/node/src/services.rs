@@ -27,16 +27,17 @@ pub(crate) fn start(network: &Network, caches: &Caches, tasks: &TaskTracker, sto
     let add = queue.clone();
     slices.subscribe(move |_| add.add_after("services", GATHER));
     let network = network.clone();
-    let shown = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    // Nothing is known of what an earlier platform left.
+    let shown = Arc::new(parking_lot::Mutex::new(None));
     run_workers("services", &queue, 1, tasks, stop, move |_| {
         let (network, services, slices, shown) = (network.clone(), services.clone(), slices.clone(), shown.clone());
         async move {
             services.synced().await;
             slices.synced().await;
             let wanted = virtual_addresses(&services, &slices);
-            if *shown.lock() != wanted {
+            if shown.lock().as_ref() != Some(&wanted) {
                 network.set_services(wanted.clone()).await?;
-                *shown.lock() = wanted;
+                *shown.lock() = Some(wanted);
             }
             Ok::<_, NetworkError>(Outcome::Done)
         }

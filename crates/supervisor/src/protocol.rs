@@ -1,9 +1,13 @@
 //! What node and supervisor say to each other.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Version of this protocol. A node takes over only supervisors that speak its own.
+pub const PROTOCOL: u32 = 2;
 
 /// How a supervisor is started: the one argument of the program, as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,6 +43,8 @@ pub enum Hello {
 /// From node to supervisor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Request {
+    /// The sandbox belongs to this pod from now on, and outlives the node. Until then it ends with its connection.
+    Bind(Binding),
     /// What all containers share. Before the first start; again to change the content of volumes.
     Configure(PodConfig),
     /// Start a container.
@@ -59,8 +65,8 @@ pub enum Request {
 /// From supervisor to node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// Sent first on each connection: the containers that were started so far.
-    State(BTreeMap<String, ContainerState>),
+    /// Sent first on each connection.
+    State(State),
     /// The container's program runs.
     Started {
         /// Name of the container.
@@ -69,6 +75,8 @@ pub enum Event {
         run: u32,
         /// Its process id on the host.
         pid: u32,
+        /// When, in milliseconds since 1970.
+        started_ms: i64,
     },
     /// The container could not be started.
     Failed {
@@ -99,35 +107,55 @@ pub enum Event {
     },
 }
 
-/// What became of one container.
+/// Whose sandbox it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ContainerState {
+pub struct Binding {
+    /// The pod's uid.
+    pub uid: String,
+    /// Its address on the pod network.
+    pub address: Ipv4Addr,
+}
+
+/// All that a node must know of a sandbox to take it over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// [`PROTOCOL`] of the supervisor.
+    pub protocol: u32,
+    /// Whose it is; `None` while it waits for a pod.
+    pub binding: Option<Binding>,
+    /// Whether its containers have a user namespace.
+    pub user_namespace: bool,
+    /// The containers that were started so far, by name.
+    pub containers: BTreeMap<String, ContainerState>,
+}
+
+/// The last run of one container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerState {
+    /// Which run of it.
+    pub run: u32,
+    /// What the node said of it when it started it.
+    pub note: String,
+    /// What became of it.
+    pub stage: Stage,
+}
+
+/// What became of one run of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
     /// It is being started.
-    Starting {
-        /// Which run of it.
-        run: u32,
-    },
+    Starting,
     /// It runs.
     Running {
-        /// Which run of it.
-        run: u32,
         /// Its process id on the host.
         pid: u32,
+        /// Since when, in milliseconds since 1970.
+        started_ms: i64,
     },
     /// It could not be started.
-    Failed {
-        /// Which run of it.
-        run: u32,
-        /// Why.
-        failure: StartFailure,
-    },
+    Failed(StartFailure),
     /// It ended.
-    Exited {
-        /// Which run of it.
-        run: u32,
-        /// How.
-        exit: Exit,
-    },
+    Exited(Exit),
 }
 
 /// Why a container was not started.
@@ -150,7 +178,9 @@ pub struct Exit {
     pub oom_killed: bool,
     /// What it left in its termination log, or the end of its log where asked for.
     pub message: String,
-    /// When, in milliseconds since 1970.
+    /// When it began, in milliseconds since 1970.
+    pub started_ms: i64,
+    /// When it ended, in milliseconds since 1970.
     pub finished_ms: i64,
 }
 
@@ -229,6 +259,8 @@ pub struct ContainerSpec {
     pub name: String,
     /// Which run of it: 0, then one more with each restart.
     pub run: u32,
+    /// Told again to a node that takes the pod over; the supervisor does not read it.
+    pub note: String,
     /// Its root file system.
     pub root: Root,
     /// Whether the root file system is read only.

@@ -11,6 +11,7 @@ mod docs;
 mod functions;
 mod isolation;
 mod refusals;
+mod restart;
 mod scale;
 mod services;
 mod stop;

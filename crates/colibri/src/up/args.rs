@@ -33,6 +33,9 @@ pub struct UpArgs {
     /// Seconds that requests in flight get to end after Ctrl-C or SIGTERM
     #[arg(long, default_value_t = 30)]
     pub grace_seconds: u64,
+    /// On a stop, leave the pods running for the next start on the same data directory to take over
+    #[arg(long)]
+    pub keep_pods: bool,
     /// Deploy the examples, call each from zero and warm, and show what was measured
     #[arg(long)]
     pub demo: bool,

@@ -54,15 +54,18 @@ pub async fn run(args: UpArgs) -> Result<()> {
         () = signals.next() => Ok(()),
     };
     data_dir.remove(ENDPOINTS);
-    stop(started, signals).await;
+    stop(started, args.keep_pods, signals).await;
     result
 }
 
 /// Drains and stops; a second signal stops at once.
-async fn stop(platform: Arc<Platform>, mut signals: StopSignals) {
+async fn stop(platform: Arc<Platform>, keep_pods: bool, mut signals: StopSignals) {
     println!("stopping: requests in flight are answered first; Ctrl-C again stops at once");
+    if keep_pods {
+        println!("pods go on; the next `colibri up` on this data directory takes them over");
+    }
     let impatient = platform.clone();
-    let orderly = platform.stop();
+    let orderly = platform.stop(keep_pods);
     tokio::pin!(orderly);
     tokio::select! {
         () = &mut orderly => return,

@@ -130,23 +130,30 @@ fn adopt(
     route: &mut Netlink,
     links: &[SeenLink],
 ) -> Result<Host, NetworkError> {
-    let live: Vec<u32> = config.live.iter().filter_map(|address| pods.offset_of(*address)).collect();
-    let gone = links
-        .iter()
-        .filter(|link| names.offset_of_link(&link.name).is_some_and(|o| !live.contains(&o)))
-        .map(|link| links::delete_link(&link.name))
-        .collect::<Vec<_>>();
-    route.run(&gone)?;
-    let seen = links.iter().find(|link| link.name == names.bridge).cloned().unwrap_or_default();
-    let was_off = seen.alias.starts_with(FORWARD_WAS_OFF);
+    let wanted: Vec<u32> = config.live.iter().filter_map(|address| pods.offset_of(*address)).collect();
+    let there = links.iter().filter_map(|link| names.offset_of_link(&link.name));
+    let (live, gone): (Vec<u32>, Vec<u32>) = there.partition(|offset| wanted.contains(offset));
+    let gateway = names::gateway_address(pods);
+    let bridge = links.iter().find(|link| link.name == names.bridge).cloned().unwrap_or_default();
+    let pod = |offset: u32| links::PodLink {
+        names,
+        bridge: bridge.index,
+        offset,
+        address: pods.nth(offset).unwrap_or(Ipv4Addr::UNSPECIFIED),
+        gateway,
+        mtu: bridge.mtu,
+    };
+    let mut discard: Vec<_> = gone.iter().flat_map(|offset| pod(*offset).discard_requests()).collect();
+    discard.push(links::delete_group(names.trash_group));
+    route.run(&discard)?;
+    let was_off = bridge.alias.starts_with(FORWARD_WAS_OFF);
     allow_forwarding(config, names, route, links, was_off)?;
     let rules = RuleInput { names, pods, open_ports: &config.open_ports };
     base_rules(&rules).commit(&mut open_netfilter()?)?;
-    let gateway = names::gateway_address(pods);
-    route.run(&[links::address_bridge(seen.index, gateway, pods)])?;
+    route.run(&[links::address_bridge(bridge.index, gateway, pods)])?;
     info!(%pods, pods_alive = live.len(), "took over the pod network");
     let names = names.clone();
-    Ok(Host { names, pods, gateway, bridge: seen.index, mtu: seen.mtu, live })
+    Ok(Host { names, pods, gateway, bridge: bridge.index, mtu: bridge.mtu, live })
 }
 
 /// Removes what a platform of this data directory left when it was killed.

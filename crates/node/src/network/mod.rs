@@ -207,6 +207,11 @@ impl Network {
         &self.inner.host.names.bridge
     }
 
+    /// Whether that address belonged to a pod in [`Config::live`] whose link was found again.
+    pub fn is_live(&self, address: Ipv4Addr) -> bool {
+        self.inner.host.pods.offset_of(address).is_some_and(|offset| self.inner.host.live.contains(&offset))
+    }
+
     /// Pods connected now, with the prepared ones.
     pub fn pods(&self) -> usize {
         self.inner.addresses.lock().used()

@@ -9,13 +9,16 @@
 //! | starting | failed | ended, then as for exited | |
 //! | running | exited | ended; waiting if the policy restarts it | |
 //! | running | probe | running; killed when liveness or startup gave up | stop it |
+//! | starting, running | its sandbox is lost | ended; waiting if the policy restarts it, without a back-off | |
 //!
 //! Init containers run one after the other, the others together after them. A delete stops all; once nothing runs the
-//! pod is finished. Ties: a delete beats a restart; a start that is reported after a delete is stopped at once.
+//! pod is finished. A new sandbox runs the init containers again. Ties: a delete beats a restart; a start that is
+//! reported after a delete is stopped at once.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use supervisor::{Exit, StartFailure};
 use tokio::time::Instant;
 
@@ -52,13 +55,13 @@ pub struct ContainerPlan {
 }
 
 /// How a container ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
     /// Exit code.
     pub code: i32,
     /// Signal, if one ended it.
     pub signal: Option<i32>,
-    /// `Completed`, `Error`, `OOMKilled`, `StartError`.
+    /// `Completed`, `Error`, `OOMKilled`, `StartError`, `ContainerStatusUnknown`.
     pub reason: String,
     /// What it left to say.
     pub message: String,
@@ -121,6 +124,19 @@ pub struct Container {
     pub run: u32,
     crashes: u32,
     refusals: u32,
+}
+
+/// What is known of a container's earlier runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// How often it was started again.
+    pub restarts: u32,
+    /// How its last run ended.
+    pub last: Option<Ended>,
+    /// The image as it was found.
+    pub image_id: String,
+    /// Failures in a row, for the back-off.
+    pub crashes: u32,
 }
 
 /// What a probe is for.
@@ -192,11 +208,6 @@ pub enum Event {
         /// Time between SIGTERM and SIGKILL.
         grace: Duration,
     },
-    /// The supervisor is gone, and all containers with it.
-    Lost {
-        /// When.
-        at: Timestamp,
-    },
 }
 
 /// What is to be done.
@@ -248,6 +259,46 @@ impl Machine {
         effects
     }
 
+    /// The sandbox is gone with all that ran in it; what is to run again waits for a new one.
+    pub fn lose(&mut self, at: Timestamp) {
+        let deleting = self.deleting;
+        for container in &mut self.containers {
+            container.lose(at, deleting);
+        }
+        if self.deleting || self.over() {
+            return;
+        }
+        for container in self.containers.iter_mut().filter(|container| container.plan.init) {
+            if matches!(container.phase, Phase::Ended(_)) {
+                container.restarts += 1;
+                container.phase = waiting("PodInitializing", "", None);
+            }
+        }
+    }
+
+    /// Puts a container where an earlier node had it.
+    pub(super) fn restore(&mut self, name: &str, past: Past, run: u32, phase: Phase) {
+        self.with(name, |container| {
+            container.restarts = past.restarts;
+            container.last = past.last;
+            container.image_id = past.image_id;
+            container.crashes = past.crashes;
+            container.run = run;
+            container.phase = phase;
+        });
+    }
+
+    /// What a running container needs no probe for is true of it.
+    pub(super) fn settle(&mut self, name: &str) {
+        self.with(name, |container| {
+            let (startup_probe, readiness_probe) = (container.plan.startup_probe, container.plan.readiness_probe);
+            if let Phase::Running { started, ready, .. } = &mut container.phase {
+                *started |= !startup_probe;
+                *ready = *started && (*ready || !readiness_probe);
+            }
+        });
+    }
+
     /// When to look again though nothing happens.
     pub fn wake(&self) -> Option<Instant> {
         let due = |container: &Container| match container.phase {
@@ -280,20 +331,6 @@ impl Machine {
             Event::Delete { grace } => {
                 self.deleting = true;
                 return vec![Effect::StopAll(grace)];
-            }
-            Event::Lost { at } => {
-                for container in self.containers.iter_mut().filter(|container| container.is_alive()) {
-                    let message = "the pod's supervisor is gone".to_string();
-                    container.end(Ended {
-                        code: 137,
-                        signal: Some(9),
-                        reason: "Error".into(),
-                        message,
-                        started: None,
-                        finished: at,
-                    });
-                }
-                self.deleting = true;
             }
             Event::Prepared { name, image_id } => self.with(&name, |container| {
                 container.image_id = image_id;
@@ -329,7 +366,7 @@ impl Machine {
         vec![Effect::Probe(name.to_string())]
     }
 
-    fn failed(&mut self, name: &str, failure: StartFailure, at: Timestamp, now: Instant) {
+    pub(super) fn failed(&mut self, name: &str, failure: StartFailure, at: Timestamp, now: Instant) {
         let deleting = self.deleting;
         self.with(name, |container| {
             container.run += 1;
@@ -348,7 +385,7 @@ impl Machine {
         });
     }
 
-    fn exited(&mut self, name: &str, exit: &Exit, now: Instant) {
+    pub(super) fn exited(&mut self, name: &str, exit: &Exit, now: Instant) {
         let deleting = self.deleting;
         self.with(name, |container| {
             let (started, ran) = match container.phase {
@@ -416,7 +453,7 @@ impl Machine {
     }
 
     /// Whether nothing will run any more: all ended, or an init container failed for good.
-    fn over(&self) -> bool {
+    pub fn over(&self) -> bool {
         let ended = |container: &Container| matches!(container.phase, Phase::Ended(_));
         let init_failed = |container: &Container| {
             container.plan.init && matches!(&container.phase, Phase::Ended(ended) if ended.code != 0)
@@ -429,6 +466,47 @@ impl Container {
     /// Whether a process of it may be there.
     pub fn is_alive(&self) -> bool {
         matches!(self.phase, Phase::Starting | Phase::Running { .. })
+    }
+
+    /// What the next run should know.
+    pub fn past(&self) -> Past {
+        let Self { restarts, last, image_id, crashes, .. } = self.clone();
+        Past { restarts, last, image_id, crashes }
+    }
+
+    fn lose(&mut self, at: Timestamp, deleting: bool) {
+        let started = match &self.phase {
+            Phase::Preparing { reason, message } => {
+                self.phase = waiting(reason, message, None);
+                return;
+            }
+            Phase::Starting => None,
+            Phase::Running { since, .. } => Some(*since),
+            _ => return,
+        };
+        self.run += 1;
+        let ended = Ended {
+            code: 137,
+            signal: None,
+            reason: "ContainerStatusUnknown".into(),
+            message: "the pod's sandbox is gone, and with it how the container ended".into(),
+            started,
+            finished: at,
+        };
+        let again = self.runs_again(&ended);
+        self.end(ended);
+        if again && !deleting {
+            self.restarts += 1;
+            self.phase = waiting(if self.plan.init { "PodInitializing" } else { "ContainerCreating" }, "", None);
+        }
+    }
+
+    fn runs_again(&self, ended: &Ended) -> bool {
+        match self.plan.restart {
+            RestartPolicy::Always => !self.plan.init || ended.code != 0,
+            RestartPolicy::OnFailure => ended.code != 0,
+            RestartPolicy::Never => false,
+        }
     }
 
     fn refuse(&mut self, reason: String, message: String, now: Instant) {
@@ -445,11 +523,7 @@ impl Container {
     }
 
     fn ended(&mut self, ended: Ended, ran: Duration, deleting: bool, now: Instant) {
-        let again = match self.plan.restart {
-            RestartPolicy::Always => !self.plan.init || ended.code != 0,
-            RestartPolicy::OnFailure => ended.code != 0,
-            RestartPolicy::Never => false,
-        };
+        let again = self.runs_again(&ended);
         self.end(ended);
         if deleting || !again {
             return;
@@ -489,7 +563,8 @@ mod tests {
     }
 
     fn exited(name: &str, code: i32) -> Event {
-        let exit = Exit { code, signal: None, oom_killed: false, message: String::new(), finished_ms: 0 };
+        let exit =
+            Exit { code, signal: None, oom_killed: false, message: String::new(), started_ms: 0, finished_ms: 0 };
         Event::Exited { name: name.into(), exit }
     }
 

@@ -1,12 +1,13 @@
 //! The life of one pod on this node.
 //!
-//! [`machine`] decides, [`worker`] does; [`spec`], [`env`] and [`status`] are pure makers; [`prepare`] fetches what a
+//! [`machine`] decides, [`worker`] does; [`spec`], [`env`], [`past`] and [`status`] are pure makers; [`prepare`] fetches what a
 //! container needs; [`probe`] probes.
 //!
 //! Invariants: one worker per pod uid; only it talks to the pod's supervisor; the machine reads no clock.
 
 pub mod env;
 pub mod machine;
+pub mod past;
 pub mod prepare;
 pub mod probe;
 pub mod spec;

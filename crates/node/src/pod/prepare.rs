@@ -93,6 +93,7 @@ pub async fn prepare(
     let spec = ContainerSpec {
         name: container.name.clone(),
         run,
+        note: String::new(),
         root: image.root,
         read_only_root: security.and_then(|security| security.read_only_root_filesystem) == Some(true),
         mounts: [image.mounts, spec::mounts(pod_spec, container)].concat(),

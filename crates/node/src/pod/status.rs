@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::machine::{Container, Ended, Machine, Phase};
 
-/// Addresses of pod and node.
+/// Addresses of pod and node; the pod has none while it has no sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Addresses {
     /// The pod's.
@@ -19,8 +19,9 @@ pub struct Addresses {
 }
 
 /// The status of `pod`.
-pub fn make(pod: &Pod, machine: &Machine, addresses: &Addresses, failure: Option<&str>, now: Timestamp) -> PodStatus {
+pub fn make(pod: &Pod, machine: &Machine, addresses: &Addresses, now: Timestamp) -> PodStatus {
     let old = pod.status.clone().unwrap_or_default();
+    let has_sandbox = !addresses.pod.is_empty();
     let of_kind = |init: bool| -> Vec<ContainerStatus> {
         let wanted = machine.containers.iter().filter(|container| container.plan.init == init);
         wanted.map(|container| container_status(pod, container)).collect()
@@ -28,12 +29,11 @@ pub fn make(pod: &Pod, machine: &Machine, addresses: &Addresses, failure: Option
     let (init, main) = (of_kind(true), of_kind(false));
     let set = |list: Vec<_>| (!list.is_empty()).then_some(list);
     PodStatus {
-        phase: Some(phase(machine, failure).into()),
-        reason: failure.map(|_| "SandboxLost".into()),
-        message: failure.map(String::from),
-        conditions: Some(conditions(&old, machine, now)),
+        phase: Some(phase(machine).into()),
+        conditions: Some(conditions(&old, machine, has_sandbox, now)),
+        // Empty, not absent, so that a patch clears what was there.
         pod_ip: Some(addresses.pod.clone()),
-        pod_ips: Some(vec![PodIP { ip: addresses.pod.clone() }]),
+        pod_ips: Some(if has_sandbox { vec![PodIP { ip: addresses.pod.clone() }] } else { Vec::new() }),
         host_ip: Some(addresses.host.clone()),
         host_ips: Some(vec![HostIP { ip: addresses.host.clone() }]),
         start_time: old.start_time.or(Some(Time(now))),
@@ -45,15 +45,12 @@ pub fn make(pod: &Pod, machine: &Machine, addresses: &Addresses, failure: Option
     }
 }
 
-fn phase(machine: &Machine, failure: Option<&str>) -> &'static str {
+fn phase(machine: &Machine) -> &'static str {
     let main = || machine.containers.iter().filter(|container| !container.plan.init);
     let ended = |container: &Container| match &container.phase {
         Phase::Ended(ended) => Some(ended.code),
         _ => None,
     };
-    if failure.is_some() {
-        return "Failed";
-    }
     let init_failed = |container: &Container| container.plan.init && ended(container).is_some_and(|code| code != 0);
     if machine.containers.iter().any(init_failed) {
         return "Failed";
@@ -65,7 +62,7 @@ fn phase(machine: &Machine, failure: Option<&str>) -> &'static str {
     if main().all(began) { "Running" } else { "Pending" }
 }
 
-fn conditions(old: &PodStatus, machine: &Machine, now: Timestamp) -> Vec<PodCondition> {
+fn conditions(old: &PodStatus, machine: &Machine, has_sandbox: bool, now: Timestamp) -> Vec<PodCondition> {
     let not_ready: Vec<&str> = machine
         .containers
         .iter()
@@ -80,7 +77,7 @@ fn conditions(old: &PodStatus, machine: &Machine, now: Timestamp) -> Vec<PodCond
     };
     let initialized = machine.initialized();
     let list = [
-        ("PodReadyToStartContainers", true, None),
+        ("PodReadyToStartContainers", has_sandbox, None),
         (
             "Initialized",
             initialized,

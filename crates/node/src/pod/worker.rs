@@ -6,23 +6,25 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, Probe};
-use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Client};
 use parking_lot::Mutex;
-use supervisor::{Event as Said, ExecSpec, Request};
+use supervisor::{Event as Said, ExecSpec, Request, Stage};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::env::Own;
-use super::machine::{Effect, Event, Machine, ProbeKind};
+use super::machine::{Effect, Event, Machine, Phase, ProbeKind};
+use super::past::{self, Now};
 use super::prepare::{Ready, Refusal, Supplies, prepare};
 use super::probe::{self, Action, Schedule};
 use super::status::{self, Addresses};
 use super::{machine, spec};
 use crate::events::{Events, Severity};
 use crate::logs::LogDir;
+use crate::sandbox::found::Found;
 use crate::sandbox::{Sandbox, Sandboxes};
 
 /// Messages that wait for the worker; probes wait when it is full.
@@ -51,14 +53,31 @@ pub enum Wish {
     Pod(Arc<Pod>),
     /// The object is gone.
     Gone,
-    /// The node shuts down: end within that time.
+    /// The node shuts down: end within that time. The object stays; the next start runs the pod anew.
     Shutdown(Duration),
+    /// The node goes and the pod stays, for the next start to take over.
+    Leave,
+}
+
+/// What a worker makes of it.
+enum Next {
+    Stay,
+    End(Duration),
+    Leave,
 }
 
 enum Inbound {
     Machine(Event),
-    Prepared { name: String, result: Box<Result<Ready, Refusal>> },
-    Exec { spec: ExecSpec, answer: oneshot::Sender<bool> },
+    /// The number is that of the sandbox it was prepared for.
+    Prepared {
+        name: String,
+        sandbox: u32,
+        result: Box<Result<Ready, Refusal>>,
+    },
+    Exec {
+        spec: ExecSpec,
+        answer: oneshot::Sender<bool>,
+    },
 }
 
 /// The task of one pod.
@@ -68,39 +87,59 @@ pub struct Worker {
     wishes: watch::Receiver<Wish>,
     logs: Arc<LogDir>,
     machine: Machine,
+    found: Option<Found>,
     sandbox: Option<Sandbox>,
+    /// How many sandboxes were lost.
+    lost: u32,
     address: String,
-    failure: Option<String>,
     inbox: mpsc::Receiver<Inbound>,
     outbox: mpsc::Sender<Inbound>,
     probes: BTreeMap<String, CancellationToken>,
     execs: BTreeMap<u64, oneshot::Sender<bool>>,
     next_exec: u64,
     status: watch::Sender<Option<(PodStatus, bool)>>,
+    /// The object needs no more care: it is gone, or the node goes before it.
     gone: bool,
+    /// The node goes: the object is to stay as it is.
+    quiet: bool,
 }
 
 impl Worker {
-    /// A worker for `pod`, which was seen on this node for the first time.
-    pub fn new(shared: Arc<Shared>, pod: Arc<Pod>, wishes: watch::Receiver<Wish>, logs: Arc<LogDir>) -> Self {
+    /// A worker for `pod`, which was seen on this node for the first time since it started; `found` is what an earlier
+    /// node left of it.
+    pub fn new(
+        shared: Arc<Shared>,
+        pod: Arc<Pod>,
+        found: Option<Found>,
+        wishes: watch::Receiver<Wish>,
+        logs: Arc<LogDir>,
+    ) -> Self {
         let (outbox, inbox) = mpsc::channel(INBOX);
-        let machine = Machine::new(pod.spec.as_ref().map(spec::plans).unwrap_or_default());
+        let now = Now::get();
+        let machine = match &found {
+            Some(found) => past::adopted(&pod, &found.state, now),
+            None => past::lost(&pod, |container| logs.next_run(container), now),
+        };
+        // Answers to an earlier node's commands may still come.
+        let next_exec = u64::try_from(now.wall.as_microsecond()).unwrap_or(0);
         Self {
             shared,
             pod,
             wishes,
             logs,
             machine,
+            found,
             sandbox: None,
+            lost: 0,
             address: String::new(),
-            failure: None,
             inbox,
             outbox,
             probes: BTreeMap::new(),
             execs: BTreeMap::new(),
-            next_exec: 0,
+            next_exec,
             status: watch::Sender::new(None),
             gone: false,
+            quiet: false,
         }
     }
 
@@ -110,10 +149,12 @@ impl Worker {
         let span = info_span!("pod", %name);
         async {
             let writer = tokio::spawn(write_status(self.shared.clone(), self.pod.clone(), self.status.subscribe()));
-            if self.take_sandbox().await {
-                self.live().await;
+            self.adopt();
+            // What is over needs no sandbox; one that was found goes.
+            let leave = !past::is_over(&self.pod) && self.live().await;
+            if !leave {
+                self.end().await;
             }
-            self.end().await;
             drop(self.status);
             // A status that was on its way when the pod went is of no use to anybody.
             let _ = writer.await;
@@ -130,18 +171,36 @@ impl Worker {
         self.pod.metadata.namespace.as_deref().unwrap_or_default()
     }
 
-    /// Whether there is one; not when the pod is to go before.
-    async fn take_sandbox(&mut self) -> bool {
-        let mut failures = base::Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
-        loop {
-            if self.deletion().is_some() {
-                return false;
+    /// Takes over what an earlier node left.
+    fn adopt(&mut self) {
+        let Some(Found { sandbox, state, .. }) = self.found.take() else { return };
+        info!(sandbox = sandbox.name, containers = state.containers.len(), "took over a pod that runs");
+        self.address = sandbox.address.to_string();
+        self.sandbox = Some(sandbox);
+        for (name, container) in state.containers {
+            if matches!(container.stage, Stage::Starting | Stage::Running { .. }) {
+                self.logs.began(&name, container.run);
             }
-            match self.shared.sandboxes.take().await {
+            if matches!(container.stage, Stage::Running { .. }) {
+                self.start_probes(&name);
+            }
+        }
+    }
+
+    /// Tries until there is one; why there is none otherwise.
+    async fn take_sandbox(&mut self) -> Next {
+        let mut failures = base::Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        let uid = self.pod.metadata.uid.clone().unwrap_or_default();
+        loop {
+            match self.next() {
+                Next::Stay => {}
+                other => return other,
+            }
+            match self.shared.sandboxes.take(&uid).await {
                 Ok(sandbox) => {
                     self.address = sandbox.address.to_string();
                     self.sandbox = Some(sandbox);
-                    return true;
+                    return Next::Stay;
                 }
                 Err(error) => {
                     warn!(error = &error as &dyn std::error::Error, "the pod gets no sandbox");
@@ -156,31 +215,43 @@ impl Worker {
         }
     }
 
-    /// How long the pod may take to end, once it is to go.
-    fn deletion(&mut self) -> Option<Duration> {
+    /// What is to become of the pod.
+    fn next(&mut self) -> Next {
         let wish = self.wishes.borrow_and_update().clone();
         match wish {
             Wish::Gone => {
                 self.gone = true;
-                Some(ORPHAN_GRACE)
+                Next::End(ORPHAN_GRACE)
             }
             Wish::Shutdown(grace) => {
                 self.gone = true;
-                Some(grace)
+                self.quiet = true;
+                Next::End(grace)
+            }
+            Wish::Leave => {
+                self.quiet = true;
+                Next::Leave
             }
             Wish::Pod(pod) => {
                 self.pod = pod;
-                self.pod.metadata.deletion_timestamp.as_ref()?;
+                if self.pod.metadata.deletion_timestamp.is_none() {
+                    return Next::Stay;
+                }
                 let own = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
                 let seconds = self.pod.metadata.deletion_grace_period_seconds.or(own).unwrap_or(30);
-                Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+                Next::End(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
             }
         }
     }
 
-    async fn live(&mut self) {
-        self.step(Event::Look).await;
-        let mut deleted = false;
+    /// Until nothing of the pod runs any more; whether it was left running.
+    async fn live(&mut self) -> bool {
+        let next = if self.sandbox.is_some() { self.next() } else { self.take_sandbox().await };
+        match next {
+            Next::Stay => self.step(Event::Look).await,
+            Next::End(grace) => self.step(Event::Delete { grace }).await,
+            Next::Leave => return true,
+        }
         while !self.machine.finished {
             let wake = self.machine.wake();
             let sandbox = self.sandbox.as_mut();
@@ -190,40 +261,79 @@ impl Worker {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
+            let next = tokio::select! {
                 said = said => match said {
-                    Ok(Some(said)) => self.hear(said).await,
+                    Ok(Some(said)) => {
+                        self.hear(said).await;
+                        Next::Stay
+                    }
                     Ok(None) | Err(_) => self.lost().await,
                 },
-                inbound = self.inbox.recv() => if let Some(inbound) = inbound { self.receive(inbound).await },
+                inbound = self.inbox.recv() => {
+                    if let Some(inbound) = inbound {
+                        self.receive(inbound).await;
+                    }
+                    Next::Stay
+                }
                 changed = self.wishes.changed() => {
                     if changed.is_err() {
-                        return;
+                        return true;
                     }
-                    if let Some(grace) = self.deletion() {
-                        deleted = true;
-                        self.step(Event::Delete { grace }).await;
-                    }
+                    self.next()
                 }
                 () = async { match wake { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => {
                     self.step(Event::Look).await;
+                    Next::Stay
                 }
+            };
+            match next {
+                Next::Stay => {}
+                Next::End(grace) => self.step(Event::Delete { grace }).await,
+                Next::Leave => return true,
             }
         }
-        debug!(deleted, "nothing of the pod runs any more");
+        debug!("nothing of the pod runs any more");
+        false
     }
 
-    async fn lost(&mut self) {
+    /// The supervisor is gone, and all containers with it: what is to run again gets a new sandbox.
+    async fn lost(&mut self) -> Next {
         warn!("the pod's supervisor is gone");
-        self.failure = Some("the pod's supervisor ended".into());
-        self.step(Event::Lost { at: Timestamp::now() }).await;
+        let message = "Pod sandbox changed, it will be killed and re-created.".to_string();
+        self.shared.events.post(&self.pod, Severity::Normal, "SandboxChanged", message);
+        for container in self.machine.containers.iter().filter(|container| container.is_alive()) {
+            self.logs.ended(&container.plan.name);
+        }
+        for stop in std::mem::take(&mut self.probes).into_values() {
+            stop.cancel();
+        }
+        self.execs.clear();
+        self.machine.lose(Timestamp::now());
+        self.lost += 1;
+        let again = !self.machine.deleting && !self.machine.over();
+        if again {
+            // Before the address is given to another pod.
+            self.address.clear();
+            self.publish(true);
+        }
+        if let Some(sandbox) = self.sandbox.take() {
+            self.shared.sandboxes.destroy(sandbox).await;
+        }
+        let next = if again { self.take_sandbox().await } else { Next::Stay };
+        if matches!(next, Next::Stay) {
+            self.step(Event::Look).await;
+        }
+        next
     }
 
     async fn hear(&mut self, said: Said) {
         let now = Timestamp::now();
         match said {
             Said::State(_) => {}
-            Said::Started { container, .. } => self.step(Event::Started { name: container, at: now }).await,
+            Said::Started { container, started_ms, .. } => {
+                let at = Timestamp::from_millisecond(started_ms).unwrap_or(now);
+                self.step(Event::Started { name: container, at }).await;
+            }
             Said::Failed { container, failure, .. } => {
                 self.shared.events.post(&self.pod, Severity::Warning, "Failed", format!("Error: {}", failure.message));
                 self.stop_probes(&container);
@@ -247,7 +357,8 @@ impl Worker {
     async fn receive(&mut self, inbound: Inbound) {
         match inbound {
             Inbound::Machine(event) => self.step(event).await,
-            Inbound::Prepared { name, result } => match *result {
+            Inbound::Prepared { sandbox, .. } if sandbox != self.lost => {}
+            Inbound::Prepared { name, result, .. } => match *result {
                 Ok(ready) => self.start(name, ready).await,
                 Err(refusal) => {
                     self.shared.events.post(&self.pod, Severity::Warning, "Failed", refusal.to_string());
@@ -264,10 +375,13 @@ impl Worker {
         }
     }
 
-    async fn start(&mut self, name: String, ready: Ready) {
+    async fn start(&mut self, name: String, mut ready: Ready) {
         if self.machine.deleting {
             return;
         }
+        let past = self.machine.container(&name).map(machine::Container::past).unwrap_or_default();
+        let past = machine::Past { image_id: ready.image_id.clone(), ..past };
+        ready.spec.note = serde_json::to_string(&past).unwrap_or_default();
         self.logs.began(&name, ready.spec.run);
         self.send(Request::Configure(ready.pod)).await;
         self.send(Request::Start(Box::new(ready.spec))).await;
@@ -311,26 +425,29 @@ impl Worker {
     }
 
     fn publish(&self, urgent: bool) {
+        if self.quiet {
+            return;
+        }
         let addresses = Addresses { pod: self.address.clone(), host: self.shared.own.host_ip.clone() };
         let mut base = (*self.pod).clone();
         if let Some((last, _)) = &*self.status.borrow() {
             base.status = Some(last.clone());
         }
-        let status = status::make(&base, &self.machine, &addresses, self.failure.as_deref(), Timestamp::now());
+        let status = status::make(&base, &self.machine, &addresses, Timestamp::now());
         self.status.send_replace(Some((status, urgent)));
     }
 
     fn prepare(&self, name: String) {
         let Some(container) = self.spec_of(&name).cloned() else { return };
         let run = self.machine.container(&name).map_or(0, |container| container.run);
-        let (shared, pod, outbox) = (self.shared.clone(), self.pod.clone(), self.outbox.clone());
+        let (shared, pod, outbox, sandbox) = (self.shared.clone(), self.pod.clone(), self.outbox.clone(), self.lost);
         let own = Own { pod_ip: self.address.clone(), ..shared.own.clone() };
         let logs = self.logs.path().to_path_buf();
         tokio::spawn(
             async move {
                 let result = Box::new(prepare(&shared.supplies, &pod, &container, run, &own, logs).await);
                 // The worker may have ended.
-                let _ = outbox.send(Inbound::Prepared { name, result }).await;
+                let _ = outbox.send(Inbound::Prepared { name, sandbox, result }).await;
             }
             .in_current_span(),
         );
@@ -350,10 +467,9 @@ impl Worker {
     fn start_probes(&mut self, name: &str) {
         self.stop_probes(name);
         let Some(container) = self.spec_of(name).cloned() else { return };
-        let is_init = self.machine.container(name).is_none_or(|container| container.plan.init);
-        if is_init {
-            return;
-        }
+        let phase =
+            self.machine.container(name).filter(|container| !container.plan.init).map(|container| &container.phase);
+        let Some(&Phase::Running { started, ready, .. }) = phase else { return };
         let stop = CancellationToken::new();
         self.probes.insert(name.to_string(), stop.clone());
         let read =
@@ -365,17 +481,17 @@ impl Worker {
         let pass_startup = container.startup_probe.is_some() && startup.is_none();
         let pass_readiness = container.readiness_probe.is_some() && readiness.is_none();
         let work = async move {
-            if let Some(schedule) = &startup {
-                prober.until(ProbeKind::Startup, schedule).await;
-            } else if pass_startup {
-                prober.tell(ProbeKind::Startup, true).await;
+            match &startup {
+                Some(schedule) if !started => prober.until(ProbeKind::Startup, schedule).await,
+                None if pass_startup => prober.tell(ProbeKind::Startup, true).await,
+                _ => {}
             }
             if pass_readiness {
                 prober.tell(ProbeKind::Readiness, true).await;
             }
             let follow = async |kind, schedule: Option<Schedule>| {
                 if let Some(schedule) = schedule {
-                    prober.follow(kind, &schedule).await;
+                    prober.follow(kind, &schedule, kind == ProbeKind::Liveness || ready).await;
                 }
             };
             tokio::join!(follow(ProbeKind::Readiness, readiness), follow(ProbeKind::Liveness, liveness));
@@ -399,7 +515,12 @@ impl Worker {
             self.shared.sandboxes.destroy(sandbox).await;
         }
         // A pod that ended by itself stays until it is deleted.
-        while !self.gone && self.deletion().is_none() {
+        while !self.gone {
+            match self.next() {
+                Next::Stay => {}
+                Next::End(_) => break,
+                Next::Leave => return,
+            }
             if self.wishes.changed().await.is_err() {
                 return;
             }
@@ -407,7 +528,9 @@ impl Worker {
         if !self.gone {
             self.delete_object().await;
         }
-        self.logs.remove();
+        if !self.quiet {
+            self.logs.remove();
+        }
     }
 
     async fn delete_object(&mut self) {
@@ -428,8 +551,7 @@ impl Worker {
             tokio::select! {
                 () = sleep(failures.next_delay()) => {}
                 _ = self.wishes.changed() => {
-                    self.deletion();
-                    if self.gone {
+                    if matches!(self.next(), Next::Leave) || self.gone {
                         return;
                     }
                 }
@@ -478,11 +600,10 @@ impl Prober {
         self.tell(kind, true).await;
     }
 
-    /// For ever: says each change. Liveness begins as a success.
-    async fn follow(&self, kind: ProbeKind, schedule: &Schedule) {
+    /// For ever: says each change from what it is taken to be at first.
+    async fn follow(&self, kind: ProbeKind, schedule: &Schedule, mut good: bool) {
         sleep(schedule.initial).await;
         let began = Instant::now();
-        let mut good = kind == ProbeKind::Liveness;
         let (mut successes, mut failures) = (0, 0);
         loop {
             if self.attempt(schedule).await {
@@ -501,12 +622,23 @@ impl Prober {
     }
 }
 
-/// Writes the newest status; one that is not urgent waits a little, since the next may follow at once.
-async fn write_status(shared: Arc<Shared>, pod: Arc<Pod>, mut statuses: watch::Receiver<Option<(PodStatus, bool)>>) {
+/// Writes a pod's status.
+///
+/// # Errors
+///
+/// When the API server refuses; also when the pod is gone, though another has its name.
+pub async fn patch_status(client: &Client, pod: &Pod, status: &PodStatus) -> Result<(), kube::Error> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let pods = Api::<Pod>::namespaced(shared.supplies.client.clone(), namespace);
-    let written = Mutex::new(None);
+    // The uid makes sure that a successor of the same name is left alone.
+    let patch = serde_json::json!({"metadata": {"uid": pod.metadata.uid}, "status": status});
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    pods.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
+}
+
+/// Writes the newest status; one that is not urgent waits a little, since the next may follow at once.
+async fn write_status(shared: Arc<Shared>, pod: Arc<Pod>, mut statuses: watch::Receiver<Option<(PodStatus, bool)>>) {
+    let written = Mutex::new(pod.status.clone());
     let mut failures = base::Backoff::new(Duration::from_millis(20), Duration::from_secs(5));
     while statuses.changed().await.is_ok() {
         let waited = Instant::now();
@@ -524,10 +656,8 @@ async fn write_status(shared: Arc<Shared>, pod: Arc<Pod>, mut statuses: watch::R
         if written.lock().as_ref() == Some(&status) {
             continue;
         }
-        // The uid makes sure that a successor of the same name is left alone.
-        let patch = serde_json::json!({"metadata": {"uid": pod.metadata.uid}, "status": status});
-        match pods.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
-            Ok(_) => {
+        match patch_status(&shared.supplies.client, &pod, &status).await {
+            Ok(()) => {
                 failures.reset();
                 *written.lock() = Some(status);
             }

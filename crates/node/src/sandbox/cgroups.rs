@@ -1,6 +1,6 @@
 //! The platform's own cgroup: found, made, and removed with all that is in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -73,6 +73,13 @@ fn enable(dir: &Path) -> Result<(), SandboxError> {
         }
     }
     Ok(())
+}
+
+/// Names of the sandboxes that have a cgroup.
+pub fn names(base: &CgroupBase) -> BTreeSet<String> {
+    let entries = base.v1.values().chain(&base.v2).flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// Kills what is left in `name` below each hierarchy (all sandboxes, or one of them) and removes it.

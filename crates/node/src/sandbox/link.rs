@@ -31,6 +31,11 @@ impl Link {
         Ok(Self { reader, writer, input: Vec::new() })
     }
 
+    /// Process id of the supervisor.
+    pub fn peer(&self) -> Option<i32> {
+        self.reader.as_ref().peer_cred().ok()?.pid()
+    }
+
     /// Sends a request.
     ///
     /// # Errors

@@ -1,12 +1,14 @@
 //! Pods' sandboxes: prepared ahead, taken by a pod, destroyed after it.
 //!
 //! A sandbox is a supervisor process with the pod's namespaces and its network attached. Invariants: a sandbox serves
-//! one pod; what a sandbox made on the host (folder, cgroups, address) is given back by [`Sandbox::destroy`] alone or,
-//! after a crash, by [`Sandboxes::start`].
+//! one pod; what a sandbox made on the host (folder, cgroups, address) is given back by [`Sandboxes::destroy`] alone or,
+//! after a crash, by [`Sandboxes::start`]. A sandbox that has a pod outlives the platform and is [`found`] again.
 
 mod cgroups;
+pub mod found;
 mod link;
 mod pool;
+mod process;
 mod program;
 
 use std::io;

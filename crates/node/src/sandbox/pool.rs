@@ -1,14 +1,15 @@
 //! Makes sandboxes ahead of their use.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use supervisor::{CgroupBase, Hello, Request, Setup};
+use supervisor::{Binding, CgroupBase, Hello, Request, Setup};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::Notify;
@@ -17,13 +18,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::process::Process;
 use super::program::Program;
-use super::{Link, PodNetwork, SandboxConfig, SandboxError, Step, cgroups};
+use super::{Link, PodNetwork, SandboxConfig, SandboxError, Step, cgroups, found};
 
 /// Time for a supervisor to make its sandbox.
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// Time for a supervisor to give everything back.
-const END_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const END_LIMIT: Duration = Duration::from_secs(5);
 /// Quiet time after a sandbox was taken before a new one is made: the pod that took it needs the processors more.
 const REFILL_PAUSE: Duration = Duration::from_millis(300);
 
@@ -36,6 +38,8 @@ pub struct Sandboxes {
     ready: Mutex<Vec<Sandbox>>,
     taken: Notify,
     last_taken: Mutex<Instant>,
+    /// Begins the names of this run's sandboxes: no other run's are like them.
+    prefix: String,
     next: AtomicU64,
     /// Held while one is made ahead, so that the shutdown misses none.
     filling: tokio::sync::Mutex<()>,
@@ -53,24 +57,26 @@ pub struct Sandbox {
     pub dir: PathBuf,
     /// The connection.
     pub link: Link,
-    process: Child,
+    pub(super) process: Process,
 }
 
 impl Sandboxes {
-    /// Removes what a killed platform left, and begins to prepare sandboxes.
+    /// Removes what a killed platform left, all but the sandboxes of those names, and begins to prepare new ones.
     ///
     /// # Errors
     ///
     /// When cgroups or folders cannot be made.
     pub async fn start(
         config: SandboxConfig,
+        keep: &BTreeSet<String>,
         network: Arc<dyn PodNetwork>,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Arc<Self>, SandboxError> {
         std::fs::create_dir_all(&config.dir).step(format!("making folder {}", config.dir.display()))?;
         let cgroups = cgroups::make(&config.cgroup)?;
-        remove_stale(&config.dir, &cgroups).await;
+        found::remove_stale(&config.dir, &cgroups, keep).await;
+        let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let sandboxes = Arc::new(Self {
             program: Program::load().step("loading the supervisor")?,
             cgroups,
@@ -78,6 +84,7 @@ impl Sandboxes {
             ready: Mutex::default(),
             taken: Notify::new(),
             last_taken: Mutex::new(Instant::now() - REFILL_PAUSE),
+            prefix: format!("s{millis:x}"),
             next: AtomicU64::new(0),
             filling: tokio::sync::Mutex::new(()),
             closed: stop,
@@ -87,18 +94,28 @@ impl Sandboxes {
         Ok(sandboxes)
     }
 
-    /// A prepared sandbox, or a new one when none is left.
+    /// A sandbox for the pod with that uid: a prepared one, or a new one when none is left. It outlives this process.
     ///
     /// # Errors
     ///
     /// When a new one cannot be made.
-    pub async fn take(&self) -> Result<Sandbox, SandboxError> {
+    pub async fn take(&self, uid: &str) -> Result<Sandbox, SandboxError> {
         *self.last_taken.lock() = Instant::now();
-        let ready = self.ready.lock().pop();
-        self.taken.notify_one();
-        match ready {
-            Some(sandbox) => Ok(sandbox),
-            None => self.make().await,
+        loop {
+            let ready = self.ready.lock().pop();
+            self.taken.notify_one();
+            let is_new = ready.is_none();
+            let mut sandbox = match ready {
+                Some(sandbox) => sandbox,
+                None => self.make().await?,
+            };
+            let binding = Binding { uid: uid.to_owned(), address: sandbox.address };
+            let Err(error) = sandbox.link.send(&Request::Bind(binding)).await else { return Ok(sandbox) };
+            warn!(sandbox = sandbox.name, "a prepared sandbox is lost");
+            self.destroy(sandbox).await;
+            if is_new {
+                return Err(SandboxError::Supervisor(error.to_string()));
+            }
         }
     }
 
@@ -110,11 +127,11 @@ impl Sandboxes {
     /// Destroys a sandbox: its processes, cgroups, address and folder.
     pub async fn destroy(&self, mut sandbox: Sandbox) {
         let asked = sandbox.link.send(&Request::Quit).await.is_ok();
-        let ended = asked && timeout(END_LIMIT, sandbox.process.wait()).await.is_ok();
-        if !ended {
+        let ended = asked && timeout(END_LIMIT, sandbox.process.ended()).await.is_ok();
+        if !ended && !sandbox.process.has_ended() {
             warn!(sandbox = sandbox.name, "the supervisor does not end, killing it");
             // Its containers go with it.
-            let _ = sandbox.process.kill().await;
+            sandbox.process.kill().await;
         }
         self.give_back(&sandbox.name, sandbox.address).await;
     }
@@ -127,11 +144,16 @@ impl Sandboxes {
 
     /// Destroys the prepared ones and removes the cgroups. All sandboxes that were taken have been destroyed.
     pub async fn shutdown(&self) {
+        self.leave().await;
+        cgroups::sweep(&self.cgroups, None).await;
+    }
+
+    /// Destroys the prepared ones; those that were taken stay for the next start.
+    pub async fn leave(&self) {
         self.closed.cancel();
         let _filled = self.filling.lock().await;
         let ready = std::mem::take(&mut *self.ready.lock());
         futures::future::join_all(ready.into_iter().map(|sandbox| self.destroy(sandbox))).await;
-        cgroups::sweep(&self.cgroups, None).await;
     }
 
     async fn keep_filled(self: Arc<Self>) {
@@ -182,14 +204,14 @@ impl Sandboxes {
 
     async fn make(&self) -> Result<Sandbox, SandboxError> {
         let started = Instant::now();
-        let name = format!("s{}", self.next.fetch_add(1, Ordering::Relaxed));
+        let name = format!("{}-{}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed));
         let dir = self.config.dir.join(&name);
         std::fs::create_dir(&dir).step(format!("making folder {}", dir.display()))?;
         let made = self.spawn(&name, &dir).await;
         match made {
             Ok((process, link, address)) => {
                 debug!(sandbox = name, %address, took = ?started.elapsed(), "sandbox prepared");
-                Ok(Sandbox { name, address, dir, link, process })
+                Ok(Sandbox { name, address, dir, link, process: Process::Child(process) })
             }
             Err(error) => {
                 cgroups::sweep(&self.cgroups, Some(&name)).await;
@@ -243,23 +265,7 @@ async fn hear_hello(process: &mut Child) -> Result<(), SandboxError> {
     }
 }
 
-/// Ends what a killed platform of the same data dir left running, and removes its folders.
-async fn remove_stale(dir: &Path, cgroups: &CgroupBase) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if let Ok(mut link) = Link::connect(&path).await
-            && link.send(&Request::Quit).await.is_ok()
-        {
-            // It closes the connection by its end.
-            let _ = timeout(END_LIMIT, async { while let Ok(Some(_)) = link.next().await {} }).await;
-        }
-        let name = entry.file_name().to_string_lossy().into_owned();
-        cgroups::sweep(cgroups, Some(&name)).await;
-        remove_folder(&path);
-    }
-}
-
-fn remove_folder(path: &Path) {
+pub(super) fn remove_folder(path: &Path) {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             warn!(%error, path = %path.display(), "a sandbox's folder could not be removed");

@@ -55,6 +55,13 @@ impl FakeApi {
         state.objects.insert(key, object);
     }
 
+    pub fn remove(&self, path: &str, name: &str) {
+        let mut state = self.state.lock();
+        if let Some(object) = state.objects.remove(&(path.to_owned(), name.to_owned())) {
+            self.write(&mut state, path, "DELETED", object);
+        }
+    }
+
     pub fn get(&self, path: &str, name: &str) -> Option<Value> {
         self.state.lock().objects.get(&(path.to_owned(), name.to_owned())).cloned()
     }

@@ -35,8 +35,19 @@ struct Fixture {
 
 impl Fixture {
     async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let api = FakeApi::new();
+        Self::start_on(tempfile::tempdir().unwrap(), FakeApi::new()).await
+    }
+
+    /// Ends the node as `up --keep-pods` does; what is left of it is this.
+    async fn leave(self) -> (tempfile::TempDir, Arc<FakeApi>) {
+        self.node.leave().await;
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        (self.dir, self.api)
+    }
+
+    async fn start_on(dir: tempfile::TempDir, api: Arc<FakeApi>) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let caches = Caches::new(api.client(), tasks.clone(), stop.clone());
         let config = node::Config { name: "node-1".into(), prepared: 2, ..node::Config::new(dir.path()) };
@@ -74,6 +85,106 @@ impl Fixture {
             assert!(!line.contains(&mine), "{line} still runs");
         }
     }
+}
+
+/// Kills the supervisor of a pod, found by the log that it has open.
+fn kill_supervisor(dir: &std::path::Path, uid: &str) {
+    let pids =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    for pid in pids {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if line.starts_with(b"colibri-supervisor\0") && String::from_utf8_lossy(&line).contains(dir.to_str().unwrap()) {
+            let holds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+            let mut open = holds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+            if open.any(|path| path.to_string_lossy().contains(uid)) {
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+                return;
+            }
+        }
+    }
+    panic!("no supervisor has a log of {uid}");
+}
+
+fn ticks() -> Value {
+    shell("echo began; n=0; while :; do echo tick $n; n=$((n+1)); sleep 0.05; done")
+}
+
+fn status<'a>(pod: &'a Value) -> &'a Value {
+    &pod["status"]["containerStatuses"][0]
+}
+
+fn is_running(pod: &Value) -> bool {
+    status(pod)["ready"] == true
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_node_takes_over_what_runs_and_tells_what_ended_meanwhile() {
+    if !is_root() {
+        return;
+    }
+    let first = Fixture::start().await;
+    first.create("steady", json!({"containers": [ticks()]}));
+    first.create("brief", json!({"restartPolicy": "Never", "containers": [shell("echo up; while ! [ -e /tmp/x ]; do sleep 0.02; n=$((n+1)); [ $n -gt 25 ] && exit 7; done")]}));
+    first.create("orphan", json!({"containers": [ticks()]}));
+    let steady = first.api.wait(PODS, "steady", is_running).await;
+    first.api.wait(PODS, "brief", is_running).await;
+    first.api.wait(PODS, "orphan", is_running).await;
+    let (dir, api) = first.leave().await;
+    api.remove(PODS, "orphan");
+    let brief_log = dir.path().join("logs/default_brief_uid-brief/main/0.log");
+    assert!(brief_log.exists());
+    // Long enough for `brief` to end while nobody looks.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+
+    let second = Fixture::start_on(dir, api).await;
+    let ended = second.api.wait(PODS, "brief", |pod| pod["status"]["phase"] == "Failed").await;
+    assert_eq!(status(&ended)["state"]["terminated"]["exitCode"], 7);
+    assert_eq!(second.logs("brief", false).await, "up\n");
+    let now = second.api.get(PODS, "steady").unwrap();
+    assert_eq!(status(&now)["restartCount"], 0);
+    assert_eq!(status(&now)["state"], status(&steady)["state"], "it runs since it began");
+    assert_eq!(now["status"]["podIP"], steady["status"]["podIP"]);
+    let text = second.logs("steady", false).await;
+    let numbers: Vec<usize> = text.lines().filter_map(|line| line.strip_prefix("tick ")?.parse().ok()).collect();
+    assert!(numbers.len() > 20, "it went on while nobody looked: {text}");
+    assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>(), "no line is missing or double");
+    assert_eq!(std::fs::read_dir(second.dir.path().join("logs")).unwrap().count(), 2, "the orphan's logs are gone");
+
+    let mut deleted = now.clone();
+    deleted["metadata"]["deletionTimestamp"] = json!("2026-11-25T00:00:00Z");
+    second.api.put(PODS, deleted);
+    second.api.wait(PODS, "steady", Value::is_null).await;
+    second.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_without_a_sandbox_starts_anew_as_its_policy_says() {
+    if !is_root() {
+        return;
+    }
+    let first = Fixture::start().await;
+    first.create("again", json!({"containers": [ticks()]}));
+    first.create("never", json!({"restartPolicy": "Never", "containers": [ticks()]}));
+    let before = first.api.wait(PODS, "again", is_running).await;
+    first.api.wait(PODS, "never", is_running).await;
+    let restarted = |count: u32| move |pod: &Value| is_running(pod) && status(pod)["restartCount"] == count;
+
+    // While the node looks.
+    kill_supervisor(first.dir.path(), "uid-again");
+    let after = first.api.wait(PODS, "again", restarted(1)).await;
+    assert_eq!(status(&after)["lastState"]["terminated"]["reason"], "ContainerStatusUnknown");
+    assert_ne!(after["status"]["podIP"], before["status"]["podIP"]);
+
+    // While it does not.
+    let (dir, api) = first.leave().await;
+    kill_supervisor(dir.path(), "uid-again");
+    kill_supervisor(dir.path(), "uid-never");
+    let second = Fixture::start_on(dir, api).await;
+    second.api.wait(PODS, "again", restarted(2)).await;
+    let never = second.api.wait(PODS, "never", |pod| pod["status"]["phase"] == "Failed").await;
+    assert_eq!(status(&never)["state"]["terminated"]["exitCode"], 137);
+    assert!(second.logs("again", false).await.starts_with("began\n"));
+    second.end().await;
 }
 
 fn shell(script: &str) -> Value {

@@ -1,13 +1,13 @@
 //! Sandboxes without the pod network: start, logs, ends, limits, and attempts to break out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use node::sandbox::{PodNetwork, Sandbox, SandboxConfig, Sandboxes};
+use node::sandbox::{PodNetwork, Sandbox, SandboxConfig, Sandboxes, found};
 use supervisor::*;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -49,7 +49,9 @@ async fn fixture(name: &str, prepared: usize, user_namespace: bool) -> Fixture {
         user_namespace: user_namespace.then_some(1_000_000),
     };
     let network = Arc::new(NoNetwork);
-    let sandboxes = Sandboxes::start(config, network, &TaskTracker::new(), CancellationToken::new()).await.unwrap();
+    let sandboxes = Sandboxes::start(config, &BTreeSet::new(), network, &TaskTracker::new(), CancellationToken::new())
+        .await
+        .unwrap();
     Fixture { dir, sandboxes, cgroup }
 }
 
@@ -87,6 +89,7 @@ fn container(fixture: &Fixture, args: &[&str]) -> ContainerSpec {
     ContainerSpec {
         name: "main".into(),
         run: 0,
+        note: String::new(),
         root: host_root(),
         read_only_root: false,
         mounts: Vec::new(),
@@ -110,7 +113,7 @@ fn pod() -> PodConfig {
 
 /// Runs one container to its end: its exit and its log.
 async fn run(fixture: &Fixture, pod: PodConfig, spec: ContainerSpec) -> (Result<Exit, StartFailure>, String) {
-    let mut sandbox = fixture.sandboxes.take().await.unwrap();
+    let mut sandbox = fixture.sandboxes.take("uid-1").await.unwrap();
     let log = spec.log.clone();
     sandbox.link.send(&Request::Configure(pod)).await.unwrap();
     sandbox.link.send(&Request::Start(Box::new(spec))).await.unwrap();
@@ -231,7 +234,7 @@ async fn limits_hold_and_grace_is_kept() {
     assert!(exit.oom_killed, "{exit:?}");
     assert_eq!(exit.code, 137);
 
-    let mut sandbox = fixture.sandboxes.take().await.unwrap();
+    let mut sandbox = fixture.sandboxes.take("uid-1").await.unwrap();
     sandbox.link.send(&Request::Configure(pod())).await.unwrap();
     let spec = container(
         &fixture,
@@ -331,7 +334,7 @@ async fn nothing_gets_out() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port().to_string();
         // Another pod of the same node runs beside it.
-        let mut other = fixture.sandboxes.take().await.unwrap();
+        let mut other = fixture.sandboxes.take("uid-1").await.unwrap();
         other.link.send(&Request::Configure(pod())).await.unwrap();
         other.link.send(&Request::Start(Box::new(container(&fixture, &["sleep", "1000"])))).await.unwrap();
         let others = other.dir.to_string_lossy().into_owned();
@@ -346,27 +349,54 @@ async fn nothing_gets_out() {
     }
 }
 
+/// The link to a pod's supervisor breaks; the sandbox stays, as when the platform is killed.
+async fn abandoned(fixture: &Fixture, uid: &str, args: &[&str]) -> String {
+    let mut sandbox = fixture.sandboxes.take(uid).await.unwrap();
+    sandbox.link.send(&Request::Configure(pod())).await.unwrap();
+    let spec = ContainerSpec { note: format!("note of {uid}"), ..container(fixture, args) };
+    sandbox.link.send(&Request::Start(Box::new(spec))).await.unwrap();
+    while !matches!(sandbox.link.next().await.unwrap(), Some(Event::Started { .. })) {}
+    sandbox.name
+}
+
 #[tokio::test]
-async fn a_killed_platform_is_swept_up_after() {
+async fn a_killed_platform_leaves_pods_to_be_found_and_the_rest_is_swept() {
     if !is_root() {
         return;
     }
-    let fixture = fixture("stale", 1, true).await;
-    let mut sandbox = fixture.sandboxes.take().await.unwrap();
-    sandbox.link.send(&Request::Configure(pod())).await.unwrap();
-    sandbox.link.send(&Request::Start(Box::new(container(&fixture, &["sleep", "1000"])))).await.unwrap();
-    while !matches!(sandbox.link.next().await.unwrap(), Some(Event::Started { .. })) {}
+    let fixture = fixture("stale", 0, true).await;
+    let kept = abandoned(&fixture, "uid-kept", &["sleep", "1000"]).await;
+    let stale = abandoned(&fixture, "uid-stale", &["sleep", "1000"]).await;
+    let dir = fixture.dir.path().join("pods");
+    std::fs::create_dir(dir.join("half-made")).unwrap();
+
+    let mut found = found::find(&dir).await;
+    found.sort_by(|a, b| a.uid.cmp(&b.uid));
+    let uids: Vec<&str> = found.iter().map(|found| found.uid.as_str()).collect();
+    assert_eq!(uids, ["uid-kept", "uid-stale"]);
+    let state = &found[0].state.containers["main"];
+    assert_eq!(state.note, "note of uid-kept");
+    let Stage::Running { pid, .. } = state.stage else { panic!("{state:?}") };
+    let mut gone = found.remove(1).sandbox;
+    let adopted = found.remove(0).sandbox;
+
     let config = SandboxConfig {
-        dir: fixture.dir.path().join("pods"),
+        dir: dir.clone(),
         prepared: 0,
         cgroup: fixture.cgroup.clone(),
-        user_namespace: None,
+        user_namespace: Some(1_000_000),
     };
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let next = Sandboxes::start(config, Arc::new(NoNetwork), &tasks, stop).await.unwrap();
-    assert!(sandbox.link.next().await.map_or(true, |event| event.is_none()), "the old supervisor has ended");
-    assert_eq!(std::fs::read_dir(fixture.dir.path().join("pods")).unwrap().count(), 0);
+    let keep = BTreeSet::from([kept.clone()]);
+    let next = Sandboxes::start(config, &keep, Arc::new(NoNetwork), &tasks, stop).await.unwrap();
+    while gone.link.next().await.is_ok_and(|event| event.is_some()) {}
+    let left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, [kept.as_str()], "{stale} and half-made are gone");
+    assert!(Path::new(&format!("/proc/{pid}")).exists(), "the kept pod's container runs on");
+    next.destroy(adopted).await;
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
     next.shutdown().await;
+    fixture.end().await;
 }
 
 /// Not a test of time: prints what a start costs.
@@ -404,7 +434,7 @@ async fn figures_of_a_start() {
             });
             spec.args = vec!["/true".into()];
         }
-        let mut sandbox = fixture.sandboxes.take().await.unwrap();
+        let mut sandbox = fixture.sandboxes.take("uid-1").await.unwrap();
         let from = Instant::now();
         sandbox.link.send(&Request::Configure(pod())).await.unwrap();
         sandbox.link.send(&Request::Start(Box::new(spec))).await.unwrap();

@@ -54,10 +54,7 @@ pub fn main() -> i32 {
         None => return refuse("the set-up is missing: this program is started by the platform only"),
     };
     match sandbox::Sandbox::make(setup).and_then(server::Server::new) {
-        Ok(server) => {
-            say(&Hello::Ready);
-            server.run()
-        }
+        Ok(server) => server.run(say(&Hello::Ready)),
         Err(failure) => refuse(&failure.to_string()),
     }
 }
@@ -67,10 +64,11 @@ fn refuse(why: &str) -> i32 {
     1
 }
 
-/// One line of JSON on the standard output, which is then closed.
-fn say(hello: &Hello) {
+/// One line of JSON on the standard output, which is then closed; whether the node is there to read it.
+fn say(hello: &Hello) -> bool {
     let mut out = std::io::stdout();
-    // Nobody to tell when the node is gone already.
-    let _ = serde_json::to_writer(&mut out, hello).map(|()| out.write_all(b"\n")).map(|_| out.flush());
+    let said =
+        serde_json::to_vec(hello).map(|text| out.write_all(&[&text[..], b"\n"].concat()).and_then(|()| out.flush()));
     sys::redirect_to_null(&[0, 1, 2]);
+    matches!(said, Ok(Ok(())))
 }

@@ -1,7 +1,8 @@
 //! The loop: requests from the node, outputs and ends of containers, time limits.
 //!
 //! Ties: a container that ended is told as started first, if its program had started. A connection that does not take
-//! what it is sent is closed once [`BACKLOG_BYTES`] wait; the next one is told the state anew.
+//! what it is sent is closed once [`BACKLOG_BYTES`] wait; the next one is told the state anew. A sandbox that is bound to
+//! a pod waits for the next node when its connection ends; one that is not ends with it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,7 +13,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use supervisor::{
-    ContainerSpec, ContainerState, Event, ExecSpec, Exit, PodConfig, Request, StartFailure, decode, encode, write_frame,
+    Binding, ContainerSpec, ContainerState, Event, ExecSpec, Exit, PROTOCOL, PodConfig, Request, Stage, StartFailure,
+    State, decode, encode, write_frame,
 };
 
 use super::cgroup::{self, Cgroup};
@@ -37,6 +39,7 @@ const MESSAGE_BYTES: u64 = 4096;
 pub struct Server {
     sandbox: Sandbox,
     listener: UnixListener,
+    binding: Option<Binding>,
     prepared: Option<Prepared>,
     pod: PodConfig,
     volumes: BTreeMap<String, PathBuf>,
@@ -50,6 +53,7 @@ pub struct Server {
 struct Container {
     spec: ContainerSpec,
     pid: i32,
+    started_ms: i64,
     cgroup: Cgroup,
     report: Option<OwnedFd>,
     report_text: Vec<u8>,
@@ -98,6 +102,7 @@ impl Server {
         Ok(Self {
             sandbox,
             listener,
+            binding: None,
             prepared,
             pod: PodConfig::default(),
             volumes: BTreeMap::new(),
@@ -109,8 +114,9 @@ impl Server {
         })
     }
 
-    /// Serves until it is told to quit; the exit code.
-    pub fn run(mut self) -> i32 {
+    /// Serves until it is told to quit, or until its node goes before it has a pod; the exit code.
+    pub fn run(mut self, node_is_there: bool) -> i32 {
+        self.ending = !node_is_there;
         while !self.ending {
             let (mut fds, sources) = self.wanted();
             sys::poll(&mut fds, self.timeout_ms());
@@ -121,7 +127,11 @@ impl Server {
             }
             self.reap();
             self.expire();
+            let before = self.connections.len();
             self.connections.retain(|connection| !connection.broken);
+            if self.binding.is_none() && self.connections.is_empty() && before > 0 {
+                self.ending = true;
+            }
         }
         self.end();
         0
@@ -199,7 +209,12 @@ impl Server {
                 continue;
             }
             let mut connection = Connection { stream, input: Vec::new(), output: Vec::new(), broken: false };
-            connection.send(&Event::State(self.states.clone()));
+            connection.send(&Event::State(State {
+                protocol: PROTOCOL,
+                binding: self.binding.clone(),
+                user_namespace: self.sandbox.user_namespace.is_some(),
+                containers: self.states.clone(),
+            }));
             self.connections.push(connection);
         }
     }
@@ -219,6 +234,7 @@ impl Server {
 
     fn request(&mut self, request: Request) {
         match request {
+            Request::Bind(binding) => self.binding = Some(binding),
             Request::Configure(config) => self.configure(config),
             Request::Start(spec) => self.start(*spec),
             Request::Stop { container, grace_ms } => {
@@ -248,7 +264,8 @@ impl Server {
         if self.containers.contains_key(&name) {
             return; // the same order twice
         }
-        self.states.insert(name.clone(), ContainerState::Starting { run });
+        let starting = ContainerState { run, note: spec.note.clone(), stage: Stage::Starting };
+        self.states.insert(name.clone(), starting);
         if let Err(failure) = self.try_start(spec) {
             self.failed(name, run, StartFailure { config: failure.config, message: failure.to_string() });
         }
@@ -280,6 +297,7 @@ impl Server {
         write_frame(&mut File::from(prepared.orders), &orders).step("giving orders to the container")?;
         let container = Container {
             pid: prepared.pid,
+            started_ms: 0,
             cgroup: prepared.cgroup,
             report: Some(prepared.report),
             report_text: Vec::new(),
@@ -294,8 +312,14 @@ impl Server {
     }
 
     fn failed(&mut self, container: String, run: u32, failure: StartFailure) {
-        self.states.insert(container.clone(), ContainerState::Failed { run, failure: failure.clone() });
+        self.enter(&container, Stage::Failed(failure.clone()));
         self.tell(&Event::Failed { container, run, failure });
+    }
+
+    fn enter(&mut self, container: &str, stage: Stage) {
+        if let Some(state) = self.states.get_mut(container) {
+            state.stage = stage;
+        }
     }
 
     fn tell(&mut self, event: &Event) {
@@ -320,8 +344,10 @@ impl Server {
         container.report = None;
         let (run, pid) = (container.spec.run, container.pid as u32);
         if container.report_text.is_empty() {
-            self.states.insert(name.to_string(), ContainerState::Running { run, pid });
-            self.tell(&Event::Started { container: name.to_string(), run, pid });
+            let started_ms = jiff::Timestamp::now().as_millisecond();
+            container.started_ms = started_ms;
+            self.enter(name, Stage::Running { pid, started_ms });
+            self.tell(&Event::Started { container: name.to_string(), run, pid, started_ms });
         }
     }
 
@@ -368,10 +394,11 @@ impl Server {
             signal,
             oom_killed,
             message: self.message(&container, code),
+            started_ms: container.started_ms,
             finished_ms: jiff::Timestamp::now().as_millisecond(),
         };
         self.forget_files(&container.spec);
-        self.states.insert(name.to_string(), ContainerState::Exited { run, exit: exit.clone() });
+        self.enter(name, Stage::Exited(exit.clone()));
         self.tell(&Event::Exited { container: name.to_string(), run, exit });
     }
 
