@@ -55,6 +55,18 @@ impl ApiError {
         Self::new(500, "InternalError", format!("Internal error occurred: {message}")).with_details(details)
     }
 
+    /// The store did not take a write: 507 for a full disk, else 500; with the cause.
+    pub fn not_stored(error: &store::WriteError) -> Self {
+        if !matches!(error, store::WriteError::Full(_)) {
+            return Self::internal_error(error.to_string());
+        }
+        let cause = format!("{error}: free space where the platform's data directory lies");
+        let details = json!({"causes": [{"message": cause}]});
+        let message =
+            format!("nothing was written, {cause}; reads go on, and writes are taken again once there is room");
+        Self::new(507, "InsufficientStorage", message).with_details(details)
+    }
+
     /// 404 for a path that no resource has.
     pub fn no_such_resource() -> Self {
         Self::new(404, "NotFound", "the server could not find the requested resource").with_details(json!({}))

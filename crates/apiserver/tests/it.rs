@@ -166,3 +166,40 @@ async fn vectors_apiserver() {
     stop.cancel();
     assert!(below.is_empty(), "{}", below.join("\n"));
 }
+
+/// A file system of a few MiB in memory; unmounted when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_with_its_cause_and_cure() {
+    let disk = SmallDisk(tempfile::tempdir().unwrap());
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "api-test"]).arg(disk.0.path()).status();
+    if !mount.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: a small file system cannot be mounted here");
+        return;
+    }
+    let server =
+        ApiServer::open(Config { data_dir: Some(disk.0.path().join("data")), ..Config::default() }).await.unwrap();
+    let api: Api<ConfigMap> = Api::default_namespaced(server.client(User::master("test")));
+    let new = |name: &str| -> ConfigMap {
+        serde_json::from_value(json!({"metadata": {"name": name}, "data": {"k": "v".repeat(500 << 10)}})).unwrap()
+    };
+    api.create(&PostParams::default(), &new("first")).await.unwrap();
+    let ballast = disk.0.path().join("ballast");
+    // Until nothing fits any more.
+    let _ = std::fs::write(&ballast, vec![1; 7 << 20]);
+    let kube::Error::Api(status) = api.create(&PostParams::default(), &new("second")).await.unwrap_err() else {
+        panic!("an answer of the server")
+    };
+    assert_eq!((status.code, status.reason.as_str()), (507, "InsufficientStorage"), "{status:?}");
+    assert!(status.message.contains("No space left on device") && status.message.contains("free space"), "{status:?}");
+    assert_eq!(api.list(&ListParams::default()).await.unwrap().items.len(), 1, "reads go on");
+    std::fs::remove_file(ballast).unwrap();
+    api.create(&PostParams::default(), &new("second")).await.unwrap();
+}

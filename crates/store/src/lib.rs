@@ -3,6 +3,8 @@
 //! - Reads and watches come from memory; the disk is read once, at the start.
 //! - Every write gets the next revision. One committer applies them in that order: it collects what waits, puts it in
 //!   the log in one batch, syncs once, then makes it visible and answers. So nothing is seen before it is durable.
+//! - A write that the disk refuses (it is full) changes nothing and says why; reads go on, and writes are taken again as
+//!   soon as the disk does.
 //! - [`Class::Lazy`] writes take the same way but do not ask for the sync; they are on the disk within a second.
 //! - Each table remembers its latest changes in a ring ([`Limits`]); a watch that asks for older ones is told so.
 //!
@@ -11,7 +13,7 @@
 //! when `write` is first polled.
 
 pub mod cas;
-mod disk;
+mod log;
 mod table;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,7 +26,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, oneshot};
 
-use disk::Disk;
+use log::{Batch, Batches, Log};
 pub use table::{Change, Compacted, Entry, Limits, Snapshot, Table, Watch};
 
 /// What a store keeps: bytes, and whatever was parsed out of them.
@@ -83,7 +85,10 @@ pub enum WriteError {
         /// Revision of the last write.
         actual: u64,
     },
-    /// The log could not be written; the store takes no more writes.
+    /// The disk has no room for the write. Later ones may be taken.
+    #[error("the disk is full: {0}")]
+    Full(String),
+    /// The log could not be written. Later writes may be taken.
     #[error("the store's log cannot be written: {0}")]
     Disk(String),
     /// The store is closed.
@@ -94,13 +99,47 @@ pub enum WriteError {
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The database in the folder could not be opened.
+    /// The folder cannot be used.
     #[error("the store in {path} cannot be opened")]
-    Database {
+    Folder {
         /// Folder of the store.
         path: PathBuf,
         /// The cause.
-        source: fjall::Error,
+        source: std::io::Error,
+    },
+    /// A file of it cannot be read.
+    #[error("the store's file {file} cannot be read")]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Another process has it open.
+    #[error("the store in {path} is open in another process")]
+    Locked {
+        /// Folder of the store.
+        path: PathBuf,
+    },
+    /// It was written by a version that kept it in another format.
+    #[error(
+        "the store in {path} is of an earlier version, which this one does not read: move the folder away to begin with an empty one"
+    )]
+    Foreign {
+        /// Folder of the store.
+        path: PathBuf,
+    },
+    /// A file does not hold what was written to it.
+    #[error(
+        "the store's file {file} is damaged at byte {offset}: {why}. Restore the store's folder from a backup, or move it away to begin with an empty one"
+    )]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// Where the damage begins.
+        offset: usize,
+        /// What is wrong.
+        why: String,
     },
     /// A record could not be read back.
     #[error("record {key:?} of table {table:?} in the store cannot be read: {why}")]
@@ -131,6 +170,8 @@ const BATCH_LIMIT: usize = 512;
 const RESERVE: u64 = 10_000;
 /// Lazy writes are synced after this time at the latest.
 const LAZY_SYNC: Duration = Duration::from_secs(1);
+/// Pause between tries to begin a broken log anew.
+const MEND_PAUSE: Duration = Duration::from_secs(1);
 
 struct Pending<V> {
     table: Arc<Table<V>>,
@@ -142,6 +183,8 @@ struct Pending<V> {
 }
 
 enum Message<V> {
+    #[cfg(test)]
+    Break,
     Write(Pending<V>, tokio::sync::OwnedSemaphorePermit),
     Stop,
 }
@@ -155,9 +198,11 @@ enum Writer<V> {
     },
 }
 
+type Tables<V> = RwLock<BTreeMap<String, Arc<Table<V>>>>;
+
 /// The store.
 pub struct Store<V> {
-    tables: RwLock<BTreeMap<String, Arc<Table<V>>>>,
+    tables: Arc<Tables<V>>,
     visible: Arc<AtomicU64>,
     limits: Limits,
     writer: Writer<V>,
@@ -175,18 +220,19 @@ impl<V: Record> Store<V> {
                 visible: Arc::default(),
                 revision: 0,
                 reserved: u64::MAX,
-                disk: None,
-                failed: None,
-                records: std::marker::PhantomData,
+                tables: Arc::default(),
+                log: None,
+                refused: None,
+                failing: false,
             };
-            let visible = committer.visible.clone();
+            let (visible, committer_tables) = (committer.visible.clone(), committer.tables.clone());
             let writer = Writer::Inline(Mutex::new(committer));
-            return Ok(Arc::new(Self { tables: RwLock::default(), visible, limits: config.limits, writer }));
+            return Ok(Arc::new(Self { tables: committer_tables, visible, limits: config.limits, writer }));
         };
-        let (disk, loaded) = Disk::open(&path)?;
+        let (log, loaded) = Log::open(&path)?;
         let visible = Arc::new(AtomicU64::new(loaded.revision));
         let mut tables = BTreeMap::new();
-        for (table, key, revision, bytes) in loaded.records {
+        for ((table, key), (revision, bytes)) in loaded.records {
             let table_ref = tables
                 .entry(table.clone())
                 .or_insert_with(|| Table::new(&table, visible.clone(), loaded.revision, config.limits));
@@ -195,20 +241,22 @@ impl<V: Record> Store<V> {
                 Err(why) => return Err(OpenError::Record { table, key, why }),
             }
         }
+        let tables = Arc::new(RwLock::new(tables));
         let committer = Committer {
             visible: visible.clone(),
             revision: loaded.revision,
             reserved: loaded.revision,
-            disk: Some(disk),
-            failed: None,
-            records: std::marker::PhantomData,
+            tables: tables.clone(),
+            log: Some(log),
+            refused: None,
+            failing: false,
         };
         let (queue, messages) = mpsc::channel();
         let spawned = std::thread::Builder::new().name("store".into()).spawn(move || committer.run(&messages));
-        let handle = spawned.map_err(|source| OpenError::Database { path, source: fjall::Error::Io(source) })?;
+        let handle = spawned.map_err(|source| OpenError::Folder { path, source })?;
         let permits = Arc::new(Semaphore::new(QUEUE_LIMIT));
         let writer = Writer::Thread { queue: Mutex::new(queue), permits, handle: Mutex::new(Some(handle)) };
-        Ok(Arc::new(Self { tables: RwLock::new(tables), visible, limits: config.limits, writer }))
+        Ok(Arc::new(Self { tables, visible, limits: config.limits, writer }))
     }
 
     /// The table of that name; it is made at the first use.
@@ -243,7 +291,7 @@ impl<V: Record> Store<V> {
     ///
     /// # Errors
     ///
-    /// [`WriteError`]; nothing was written then, save that after [`WriteError::Disk`] the disk may hold it.
+    /// [`WriteError`]; nothing was written then, save that after [`WriteError::Disk`] it may be there after a crash.
     pub async fn write(
         &self,
         table: &Arc<Table<V>>,
@@ -264,6 +312,13 @@ impl<V: Record> Store<V> {
             }
         }
         answer.await.map_err(|_| WriteError::Closed)?
+    }
+
+    #[cfg(test)]
+    fn break_log_for_tests(&self) {
+        if let Writer::Thread { queue, .. } = &self.writer {
+            queue.lock().send(Message::Break).unwrap();
+        }
     }
 
     /// Writes what waits, syncs and stops. Later writes fail.
@@ -293,9 +348,32 @@ struct Committer<V> {
     visible: Arc<AtomicU64>,
     revision: u64,
     reserved: u64,
-    disk: Option<Disk>,
-    failed: Option<String>,
-    records: std::marker::PhantomData<fn() -> V>,
+    tables: Arc<Tables<V>>,
+    log: Option<Log>,
+    /// Why the broken log could not be begun anew, and when.
+    refused: Option<(Instant, WriteFailure)>,
+    /// Whether the last write was refused by the disk.
+    failing: bool,
+}
+
+/// Why the log was not written; told to all that waited for it.
+#[derive(Clone, Debug)]
+struct WriteFailure {
+    is_full: bool,
+    text: String,
+}
+
+impl From<std::io::Error> for WriteFailure {
+    fn from(error: std::io::Error) -> Self {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        Self { is_full: matches!(error.kind(), StorageFull | QuotaExceeded), text: error.to_string() }
+    }
+}
+
+impl From<WriteFailure> for WriteError {
+    fn from(failure: WriteFailure) -> Self {
+        if failure.is_full { Self::Full(failure.text) } else { Self::Disk(failure.text) }
+    }
 }
 
 /// Table (by address) and key, to what the batch has made of it so far.
@@ -322,6 +400,8 @@ impl<V: Record> Committer<V> {
                         batch.push(pending);
                         permits.push(permit);
                     }
+                    #[cfg(test)]
+                    Ok(Message::Break) => self.log.iter_mut().for_each(Log::break_for_tests),
                     Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => {
                         stop = true;
                         break;
@@ -342,30 +422,72 @@ impl<V: Record> Committer<V> {
             }
             let due = dirty_since.is_some_and(|since| since.elapsed() >= LAZY_SYNC);
             if (due || stop)
-                && let Some(disk) = &mut self.disk
+                && let Some(log) = &mut self.log
             {
                 dirty_since = None;
-                let result = if stop { disk.finish(self.revision) } else { disk.sync() };
+                let result = if stop { finish(log, self.revision) } else { log.sync() };
                 if let Err(error) = result {
-                    self.fail(&error);
+                    tracing::error!(%error, "the store's log cannot be written");
                 }
             }
             if stop {
                 return;
             }
+            self.shorten_log();
         }
     }
 
-    fn fail(&mut self, error: &fjall::Error) {
-        tracing::error!(%error, "the store's log cannot be written");
-        self.failed = Some(error.to_string());
+    /// Replaces the log by a snapshot once it has grown long.
+    fn shorten_log(&mut self) {
+        if !self.log.as_mut().is_some_and(Log::wants_snapshot) {
+            return;
+        }
+        let records = self.records();
+        if let Some(log) = &mut self.log
+            && let Err(error) = log.start_snapshot(records)
+        {
+            tracing::warn!(%error, "no snapshot of the store could be begun");
+        }
+    }
+
+    /// All that is visible, as it goes to a snapshot.
+    fn records(&self) -> Batches {
+        let mut batches = Batches::default();
+        for (name, table) in self.tables.read().iter() {
+            for (key, entry) in table.all() {
+                batches.put(name, &key, entry.revision, entry.record.bytes());
+            }
+        }
+        batches.reserve(self.reserved.max(self.revision));
+        batches
+    }
+
+    /// Makes a broken log usable again; tried once a second.
+    fn mend(&mut self) -> Result<(), WriteFailure> {
+        if !self.log.as_ref().is_some_and(Log::is_broken) {
+            return Ok(());
+        }
+        if let Some((at, failure)) = &self.refused
+            && at.elapsed() < MEND_PAUSE
+        {
+            return Err(failure.clone());
+        }
+        let records = self.records();
+        let Some(log) = &mut self.log else { return Ok(()) };
+        log.begin_anew(&records).map_err(|error| {
+            let failure = WriteFailure::from(error);
+            self.refused = Some((Instant::now(), failure.clone()));
+            failure
+        })?;
+        self.refused = None;
+        Ok(())
     }
 
     /// Does what can be done of `batch`, in order; returns whether the log was synced.
     fn commit(&mut self, batch: Vec<Pending<V>>) -> bool {
-        if let Some(why) = &self.failed {
+        if let Err(failure) = self.mend() {
             for pending in batch {
-                let _ = pending.done.send(Err(WriteError::Disk(why.clone())));
+                let _ = pending.done.send(Err(failure.clone().into()));
             }
             return false;
         }
@@ -397,21 +519,28 @@ impl<V: Record> Committer<V> {
         if done.is_empty() {
             return false;
         }
-        if let Err(error) = self.log(&done, &mut sync) {
-            self.revision = first;
-            self.fail(&error);
+        if let Err(error) = self.append(&done, &mut sync) {
+            if !std::mem::replace(&mut self.failing, true) {
+                tracing::error!(%error, "the store's log cannot be written, writes are refused");
+            }
+            // Watchers never saw these revisions, but the disk may have.
+            self.revision = if self.log.as_ref().is_some_and(Log::is_broken) { self.revision } else { first };
+            let failure = WriteFailure::from(error);
             for Done { answer, .. } in done {
-                let _ = answer.send(Err(WriteError::Disk(error.to_string())));
+                let _ = answer.send(Err(failure.clone().into()));
             }
             return false;
+        }
+        if std::mem::take(&mut self.failing) {
+            tracing::info!("the store's log can be written again");
         }
         self.publish(done);
         sync
     }
 
-    fn log(&mut self, done: &[Done<V>], sync: &mut bool) -> Result<(), fjall::Error> {
-        let Some(disk) = &mut self.disk else { return Ok(()) };
-        let mut batch = disk.batch();
+    fn append(&mut self, done: &[Done<V>], sync: &mut bool) -> std::io::Result<()> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        let mut batch = Batch::default();
         for Done { table, change, .. } in done {
             let name = table.name();
             if change.deleted {
@@ -420,12 +549,16 @@ impl<V: Record> Committer<V> {
                 batch.put(name, &change.key, change.new.revision, change.new.record.bytes());
             }
         }
-        if self.revision >= self.reserved {
-            self.reserved = self.revision + RESERVE;
-            batch.reserve(self.reserved);
+        let reserve = self.revision >= self.reserved;
+        if reserve {
+            batch.reserve(self.revision + RESERVE);
             *sync = true;
         }
-        batch.commit(*sync)
+        log.append(&batch, *sync)?;
+        if reserve {
+            self.reserved = self.revision + RESERVE;
+        }
+        Ok(())
     }
 
     fn publish(&mut self, done: Vec<Done<V>>) {
@@ -447,6 +580,16 @@ impl<V: Record> Committer<V> {
             let _ = answer.send(Ok(entry));
         }
     }
+}
+
+/// Gives reserved revisions back and syncs: the last word of a store that is closed in order.
+fn finish(log: &mut Log, revision: u64) -> std::io::Result<()> {
+    if log.is_broken() {
+        return Ok(()); // What is missing was refused.
+    }
+    let mut batch = Batch::default();
+    batch.reserve(revision);
+    log.append(&batch, true)
 }
 
 fn refuse<V>(expect: Expect, current: Option<&Entry<V>>) -> Option<WriteError> {

@@ -119,6 +119,11 @@ impl<V: Record> Table<V> {
         self.state.write().records.insert(key, Entry { revision, record: Arc::new(record) });
     }
 
+    /// All records.
+    pub(crate) fn all(&self) -> Vec<(Arc<str>, Entry<V>)> {
+        self.state.read().records.iter().map(|(key, entry)| (key.clone(), entry.clone())).collect()
+    }
+
     /// Name of the table.
     pub fn name(&self) -> &str {
         &self.name

@@ -162,27 +162,225 @@ async fn a_killed_store_has_every_acknowledged_write_and_uses_no_revision_twice(
     assert!(again.table("t").watch(lazy.revision).is_err(), "history from before the start is not known");
 }
 
-#[tokio::test]
-async fn a_torn_tail_of_the_log_loses_only_the_tail() {
+fn files(folder: &Path, extension: &str) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
+    found.sort();
+    found
+}
+
+fn open(path: &Path) -> Result<Arc<Store<Text>>, OpenError> {
+    Store::open(Config { path: Some(path.to_path_buf()), ..Config::default() })
+}
+
+fn state(store: &Store<Text>) -> Vec<String> {
+    texts(&store.table("t").list("", None, usize::MAX, |_| true))
+}
+
+/// A store of a few writes that was killed: its folder, and its state and length after each write.
+async fn killed() -> (tempfile::TempDir, Vec<(u64, Vec<String>)>) {
     let folder = tempfile::tempdir().unwrap();
     let store = on_disk(folder.path());
-    for n in 0..50 {
-        write(&store, &format!("k{n:02}"), Expect::Absent, put(&"x".repeat(100))).await.unwrap();
+    let length = || std::fs::metadata(&files(folder.path(), "log")[0]).unwrap().len();
+    let mut history = vec![(length(), state(&store))];
+    for n in 0..6 {
+        write(&store, &format!("k{n}"), Expect::Absent, put(&"x".repeat(n * 7))).await.unwrap();
+        history.push((length(), state(&store)));
     }
+    let first = store.table("t").get("k0").unwrap().revision;
+    write(&store, "k0", Expect::Revision(first), delete()).await.unwrap();
+    history.push((length(), state(&store)));
+    (crash(folder.path()), history)
+}
+
+#[tokio::test]
+async fn a_last_write_torn_at_any_offset_leaves_all_that_was_acknowledged_before() {
+    let (folder, history) = killed().await;
+    let log = files(folder.path(), "log").remove(0);
+    let bytes = std::fs::read(&log).unwrap();
+    for length in history[0].0 as usize..=bytes.len() {
+        std::fs::write(&log, &bytes[..length]).unwrap();
+        let store = on_disk(folder.path());
+        let whole = history.iter().rev().find(|(end, _)| *end <= length as u64).unwrap();
+        assert_eq!(state(&store), whole.1, "cut at {length}");
+        // What is written after that is whole again.
+        write(&store, "new", Expect::Absent, put("new")).await.unwrap();
+        let now = state(&store);
+        drop(store);
+        assert_eq!(state(&on_disk(folder.path())), now, "cut at {length}");
+    }
+    // Torn in the head of the very first file.
+    for length in 0..history[0].0 as usize {
+        std::fs::write(&log, &bytes[..length]).unwrap();
+        assert_eq!(state(&on_disk(folder.path())), Vec::<String>::new(), "cut at {length}");
+    }
+}
+
+#[tokio::test]
+async fn a_flipped_bit_is_found_and_its_file_named() {
+    let (folder, history) = killed().await;
+    let log = files(folder.path(), "log").remove(0);
+    let check = |at: usize, bytes: &[u8]| {
+        std::fs::write(&log, bytes).unwrap();
+        let text = open(folder.path()).err().unwrap_or_else(|| panic!("byte {at} is not missed")).to_string();
+        assert!(text.contains(log.to_str().unwrap()) && text.contains("damaged at byte"), "{text}");
+        let named: usize = text.split("at byte ").nth(1).unwrap().split(':').next().unwrap().parse().unwrap();
+        assert!(named <= at, "{at}: {text}");
+    };
+    // A store that was killed: in all but the last write, where it cannot be told from one that was cut off.
+    let bytes = std::fs::read(&log).unwrap();
+    let last = history[history.len() - 2].0 as usize;
+    for at in 0..last {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1 << (at % 8);
+        check(at, &bytes);
+    }
+    let mut torn = bytes.clone();
+    torn[last + 20] ^= 1;
+    std::fs::write(&log, &torn).unwrap();
+    assert_eq!(state(&on_disk(folder.path())), history[history.len() - 2].1);
+    // A store that was closed in order: everywhere, but in its last word, which holds nothing of anybody.
+    std::fs::write(&log, &bytes).unwrap();
+    on_disk(folder.path()).close();
+    let closed = std::fs::read(&log).unwrap();
+    assert!(closed.len() > bytes.len());
+    for at in last..bytes.len() {
+        let mut bytes = closed.clone();
+        bytes[at] ^= 1 << (at % 8);
+        check(at, &bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_missing_file_is_noticed() {
+    let (folder, _) = killed().await;
+    let log = files(folder.path(), "log").remove(0);
+    let mut later = std::fs::read(&log).unwrap();
+    let head = super::log::head_for_tests(7);
+    later.truncate(0);
+    later.extend_from_slice(&head);
+    std::fs::write(folder.path().join("00000000000000aa.log"), later).unwrap();
+    on_disk(folder.path()).close();
+    std::fs::remove_file(&log).unwrap();
+    let text = open(folder.path()).err().unwrap().to_string();
+    assert!(text.contains("an older file is missing"), "{text}");
+}
+
+#[tokio::test]
+async fn a_long_log_becomes_a_snapshot_that_is_checked_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = on_disk(folder.path());
+    let text = "y".repeat(1 << 20);
+    let mut revision = write(&store, "big", Expect::Absent, put(&text)).await.unwrap();
+    write(&store, "small", Expect::Absent, put("s")).await.unwrap();
+    for _ in 0..30 {
+        revision = write(&store, "big", Expect::Revision(revision), put(&text)).await.unwrap();
+    }
+    let (before, last) = (state(&store), store.revision());
+    store.close();
+    drop(store);
+    let total: u64 =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    assert!(total < 20 << 20, "31 MiB were written, {total} bytes are there");
+    let store = on_disk(folder.path());
+    assert_eq!((state(&store), store.revision()), (before, last));
+    drop(store);
+    let snapshot = files(folder.path(), "snap").pop().expect("a snapshot");
+    let good = std::fs::read(&snapshot).unwrap();
+    for at in [3, 15, 25, 100, good.len() / 2, good.len() - 1] {
+        let mut bytes = good.clone();
+        bytes[at] ^= 4;
+        std::fs::write(&snapshot, bytes).unwrap();
+        let text = open(folder.path()).err().unwrap().to_string();
+        assert!(text.contains(snapshot.to_str().unwrap()), "{at}: {text}");
+    }
+    std::fs::write(&snapshot, &good[..good.len() - 16]).unwrap();
+    assert!(open(folder.path()).is_err(), "the end is missing");
+}
+
+#[tokio::test]
+async fn a_store_has_one_owner_and_one_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let _store = on_disk(folder.path());
+    assert!(matches!(open(folder.path()), Err(OpenError::Locked { .. })));
+    let old = tempfile::tempdir().unwrap();
+    std::fs::create_dir(old.path().join("keyspaces")).unwrap();
+    let text = open(old.path()).err().unwrap().to_string();
+    assert!(text.contains("earlier version") && text.contains("move the folder away"), "{text}");
+}
+
+/// A file system of a few MiB in memory; unmounted when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None`, with the reason, where mounting is not allowed.
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=4m", "store-test"])
+            .arg(dir.path())
+            .status();
+        match mounted {
+            Ok(status) if status.success() => Some(Self(dir)),
+            _ => {
+                eprintln!("skipped: a small file system cannot be mounted here");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let folder = disk.0.path().join("store");
+    let store = on_disk(&folder);
+    write(&store, "before", Expect::Absent, put("b")).await.unwrap();
+    let ballast = disk.0.path().join("ballast");
+    std::fs::write(&ballast, vec![1; 3 << 20]).unwrap();
+    let text = "z".repeat(300 << 10);
+    let mut written = 0;
+    let refused = loop {
+        match write(&store, &format!("k{written}"), Expect::Absent, put(&text)).await {
+            Ok(_) => written += 1,
+            Err(why) => break why,
+        }
+    };
+    assert!(refused.starts_with("the disk is full: No space left on device"), "{refused}");
+    // Reads go on, and what fits is still taken.
+    assert_eq!(state(&store).len(), written + 1);
+    let last = store.revision();
+    write(&store, "little", Expect::Absent, put("l")).await.unwrap();
+    assert_eq!(store.revision(), last + 1);
+    let again = write(&store, "large", Expect::Absent, put(&text)).await.unwrap_err();
+    assert_eq!(again, refused);
+    // With room it takes writes by itself; nothing is lost or left over.
+    std::fs::remove_file(&ballast).unwrap();
+    write(&store, "large", Expect::Absent, put(&text)).await.unwrap();
+    let now = state(&store);
+    drop(store);
+    assert_eq!(state(&on_disk(&folder)), now);
+}
+
+/// A sync that failed: nobody knows what is on the disk, so that the log is begun anew.
+#[tokio::test]
+async fn a_broken_log_is_written_anew_from_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = on_disk(folder.path());
+    write(&store, "a", Expect::Absent, put("1")).await.unwrap();
+    store.break_log_for_tests();
+    write(&store, "b", Expect::Absent, put("2")).await.unwrap();
     let left = crash(folder.path());
-    let journals: Vec<_> = std::fs::read_dir(left.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|e| e == "jnl"))
-        .collect();
-    let journal = journals.first().expect("a journal file");
-    let bytes = std::fs::read(journal).unwrap();
-    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
-    std::fs::write(journal, &bytes[..written - 60]).unwrap();
+    assert_eq!(files(left.path(), "snap").len(), 1);
     let again = on_disk(left.path());
-    let all = again.table("t").list("", None, 100, |_| true);
-    assert_eq!(all.entries.len(), 49);
-    assert_eq!(&*all.entries[48].0, "k48");
+    assert_eq!(state(&again), ["a=1", "b=2"]);
+    assert!(again.revision() >= store.revision());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -91,7 +91,7 @@ impl ApiServer {
                 }
                 Err(error)
             }
-            Err(error) => Err(ApiError::internal_error(error.to_string())),
+            Err(error) => Err(ApiError::not_stored(&error)),
         }
     }
 }

@@ -194,7 +194,7 @@ impl ApiServer {
             }
             Err(WriteError::Missing) => Err(ApiError::not_found(&def, name)),
             Err(WriteError::Conflict { .. }) => Err(ApiError::new(409, "Conflict", "the object was written meanwhile")),
-            Err(error) => Err(ApiError::internal_error(error.to_string())),
+            Err(error) => Err(ApiError::not_stored(&error)),
         }
     }
 

@@ -157,7 +157,7 @@ impl ApiServer {
             }
             Err(WriteError::Conflict { .. }) => Err(ApiError::new(409, "Conflict", "the object was written meanwhile")),
             Err(WriteError::Missing) => Err(ApiError::not_found(&def, name)),
-            Err(error) => Err(ApiError::internal_error(error.to_string())),
+            Err(error) => Err(ApiError::not_stored(&error)),
         }
     }
 
@@ -183,7 +183,7 @@ impl ApiServer {
             }
             Err(WriteError::Conflict { .. }) => Err(ApiError::new(409, "Conflict", "the object was written meanwhile")),
             Err(WriteError::Missing) => Err(ApiError::not_found(def, &call.target.name)),
-            Err(error) => Err(ApiError::internal_error(error.to_string())),
+            Err(error) => Err(ApiError::not_stored(&error)),
         }
     }
 
