@@ -7,7 +7,7 @@ SHELL := /bin/bash
 TEST_PACKAGES := nginx-light wrk docker-registry skopeo python3 nftables curl
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo build static test test-packages lint runtimes unit e2e bench dist clean
+.PHONY: demo build static test test-packages lint runtimes unit e2e chaos bench dist clean
 
 demo: build
 	$(SUDO) target/release/colibri up --demo
@@ -55,6 +55,13 @@ unit:
 e2e: static
 	cargo build --profile ci --locked --workspace --bins
 	$(call run-tests,package(e2e),--package e2e)
+
+# Kills platform, supervisors and containers at random under load, and prints what was seen. KILLS and SEED choose.
+KILLS ?= 200
+SEED ?= $(shell date +%s)
+chaos: static
+	cargo build --profile ci --locked --workspace --bins
+	COLIBRI_CHAOS_KILLS=$(KILLS) COLIBRI_CHAOS_SEED=$(SEED) cargo test --profile ci --locked --workspace --test it -- --nocapture --exact chaos::nothing_acknowledged_is_lost_and_nothing_is_left
 
 # Measures a fresh platform on free ports beside nginx and plain processes, and writes docs/benchmarks.md.
 bench: build test-packages

@@ -53,7 +53,7 @@ impl Leftovers {
     }
 }
 
-/// Process ids of the supervisors of a data directory, and those of the containers below them.
+/// Process ids of the supervisors of a data directory, and those of the containers below them, prepared ones among them.
 pub fn pods(data_dir: &Path) -> (Vec<u32>, Vec<u32>) {
     let marker = data_dir.to_string_lossy().into_owned();
     let pids: Vec<u32> = names("/proc").iter().filter_map(|name| name.parse().ok()).collect();
@@ -65,7 +65,10 @@ pub fn pods(data_dir: &Path) -> (Vec<u32>, Vec<u32>) {
         let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         text.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<u32>().ok())
     };
-    let supervisors: Vec<u32> = pids.iter().copied().filter(is_supervisor).collect();
+    // A container that waits for its orders still looks like its supervisor.
+    let alike: Vec<u32> = pids.iter().copied().filter(is_supervisor).collect();
+    let is_child = |pid: &u32| parent(*pid).is_some_and(|parent| alike.contains(&parent));
+    let supervisors: Vec<u32> = alike.iter().copied().filter(|pid| !is_child(pid)).collect();
     let below = |pid: &u32| parent(*pid).is_some_and(|parent| supervisors.contains(&parent));
     let containers = pids.into_iter().filter(below).collect();
     (supervisors, containers)

@@ -4,6 +4,7 @@
 //! it; in CI a skip is a failure.
 
 mod bench;
+mod chaos;
 mod claims;
 mod cli;
 mod containers;

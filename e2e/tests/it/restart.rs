@@ -156,3 +156,27 @@ async fn pods_that_are_kept_go_on_and_others_start_again() -> Result<()> {
     assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 1);
     platform.stop().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_store_is_named_at_the_start() -> Result<()> {
+    if cannot_run(&[]).is_some() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let data_dir = dir.path().join("data");
+    let options = || Options { data_dir: Some(data_dir.clone()), ..Options::default() };
+    Platform::start(options()).await?.stop().await?;
+    let files = std::fs::read_dir(data_dir.join("store"))?.flatten().map(|entry| entry.path());
+    let log = files.into_iter().find(|path| path.extension().is_some_and(|kind| kind == "log")).context("a log")?;
+    let mut bytes = std::fs::read(&log)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&log, &bytes)?;
+    let Err(error) = Platform::start(options()).await else { anyhow::bail!("the damage is not seen") };
+    let text = error.to_string();
+    ensure!(text.contains(&*log.to_string_lossy()) && text.contains("damaged at byte"), "{text}");
+    // As it was, it is read again.
+    bytes[middle] ^= 1;
+    std::fs::write(&log, &bytes)?;
+    Platform::start(options()).await?.stop().await
+}

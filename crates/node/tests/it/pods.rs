@@ -109,7 +109,7 @@ fn ticks() -> Value {
     shell("echo began; n=0; while :; do echo tick $n; n=$((n+1)); sleep 0.05; done")
 }
 
-fn status<'a>(pod: &'a Value) -> &'a Value {
+fn status(pod: &Value) -> &Value {
     &pod["status"]["containerStatuses"][0]
 }
 
