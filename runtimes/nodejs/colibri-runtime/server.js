@@ -190,6 +190,8 @@ class Server {
       this.inFlight--;
       if (stopping && this.inFlight === 0) this.ended?.();
     });
+    // To write the date for the first time takes a millisecond of a cold start.
+    response.sendDate = false;
     // A connection that breaks is no error of the function.
     response.on("error", () => {});
     const invocation = new Invocation(message, response);

@@ -49,11 +49,16 @@ pub async fn start(workload: Workload, hello: &Path, runtimes: &Path) -> Result<
             let mut command = Command::new(program.with_context(|| format!("{} is needed", example.program))?);
             let words = functions::runtimes::command(example.runtime).context("a built-in runtime")?;
             let inside = |word: String| word.replace(api::functions::RUNTIME_PATH, &runtimes.to_string_lossy());
-            command.args(words.into_iter().skip(1).map(inside)).env("COLIBRI_CODE", code.path());
+            command.args(words.into_iter().skip(1).map(inside));
             dir = Some(code);
             command
         }
     };
+    // As in the sandbox: nothing of this shell's environment makes the interpreter load more.
+    command.env_clear();
+    if let Some(code) = &dir {
+        command.env("COLIBRI_CODE", code.path());
+    }
     command.env("PORT", port.to_string()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let start = Instant::now();
     let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
