@@ -7,7 +7,7 @@ SHELL := /bin/bash
 TEST_PACKAGES := nginx-light wrk docker-registry skopeo python3 nftables curl
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo build static test test-packages lint runtimes unit e2e chaos bench dist clean
+.PHONY: demo build static test test-packages lint runtimes unit e2e e2e-processes chaos bench dist clean
 
 demo: build
 	$(SUDO) target/release/colibri up --demo
@@ -25,7 +25,7 @@ static:
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked -p hello-container --target $(STATIC_TARGET) --target-dir target/static
 	cp target/static/$(STATIC_TARGET)/release/hello-container target/static/hello-container
 
-test: test-packages lint runtimes unit e2e
+test: test-packages lint runtimes unit e2e e2e-processes
 
 test-packages:
 	@missing=""
@@ -62,6 +62,13 @@ SEED ?= $(shell date +%s)
 chaos: static
 	cargo build --profile ci --locked --workspace --bins
 	COLIBRI_CHAOS_KILLS=$(KILLS) COLIBRI_CHAOS_SEED=$(SEED) cargo test --profile ci --locked --workspace --test it -- --nocapture --exact chaos::nothing_acknowledged_is_lost_and_nothing_is_left
+
+# Those tests once more, with the four roles as processes of their own: those whose way leads through all of them.
+SPREAD := test(a_container_answers) or test(logs_follow) or test(a_python_function) or test(two_hundred) or test(a_pod_reaches) or test(ctrl_c)
+e2e-processes: static
+	cargo build --profile ci --locked --workspace --bins
+	export E2E_LAYOUT=processes
+	$(call run-tests,package(e2e) and ($(SPREAD)),--package e2e)
 
 # Measures a fresh platform on free ports beside nginx and plain processes, and writes docs/benchmarks.md.
 bench: build test-packages

@@ -1,9 +1,11 @@
 //! Drives the real binary from outside: starts a platform on free ports in a directory of its own, and speaks to it
 //! with the real `kubectl`, the real CLI and plain HTTP.
 
+mod layout;
 mod leftovers;
 mod platform;
 
+pub use layout::{Layout, Process, Roles, layout, start_processes};
 pub use leftovers::{Leftovers, pods};
 pub use platform::{Alone, Answer, Options, Output, Platform, alone, binary, hello_program, run, work_dir};
 

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::layout::{Layout, Process, Roles, layout, start_processes};
 
 /// How long a platform may take until it is ready, on a machine that is busy with other tests.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -24,6 +26,8 @@ pub struct Options {
     pub data_dir: Option<PathBuf>,
     /// The caller holds [`alone`] itself.
     pub alone: bool,
+    /// How the roles are spread over processes, whatever `E2E_LAYOUT` says.
+    pub layout: Option<Layout>,
 }
 
 /// Keeps other tests' platforms off the machine, across processes, until dropped.
@@ -52,7 +56,8 @@ async fn lock(kind: i32) -> Result<Alone> {
 
 /// A running platform; killed when dropped, if it was not stopped.
 pub struct Platform {
-    child: Option<Child>,
+    /// In the order in which they are stopped.
+    processes: Vec<Process>,
     data_dir: PathBuf,
     home: TempDir,
     endpoints: BTreeMap<String, String>,
@@ -122,24 +127,15 @@ impl Platform {
         let shared = if options.alone { None } else { Some(lock(libc::LOCK_SH).await?) };
         let home = tempfile::Builder::new().prefix("colibri-e2e-").tempdir()?;
         let data_dir = options.data_dir.clone().unwrap_or_else(|| home.path().join("data"));
-        let log = File::create(home.path().join("up.log"))?;
         // One that was killed leaves it behind.
         let _ = std::fs::remove_file(data_dir.join("endpoints.json"));
-        let child = Command::new(binary("colibri"))
-            .arg("up")
-            .arg("--data-dir")
-            .arg(&data_dir)
-            .args(["--api-port=0", "--gateway-port=0", "--gateway-tls-port=0", "--metrics-port=0"])
-            .args(&options.arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("starting colibri up")?;
         // Needed where other crates of the same build turn TLS on; it may be there already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().timeout(WAIT_LIMIT).build()?;
-        Ok(Self { child: Some(child), data_dir, home, endpoints: BTreeMap::new(), http, _shared: shared })
+        let mut platform =
+            Self { processes: Vec::new(), data_dir, home, endpoints: BTreeMap::new(), http, _shared: shared };
+        platform.start_processes(&options).await?;
+        Ok(platform)
     }
 
     /// Waits until a spawned platform is ready.
@@ -149,23 +145,28 @@ impl Platform {
     /// When it does not become ready; the text has its log.
     pub async fn ready(&mut self) -> Result<()> {
         let endpoints = self.data_dir.join("endpoints.json");
-        let start = Instant::now();
-        while start.elapsed() < START_LIMIT {
-            if let Some(status) = self.child.as_mut().context("a child")?.try_wait()? {
-                bail!("colibri up ended with {status}:\n{}", self.log());
-            }
-            if let Ok(bytes) = std::fs::read(&endpoints) {
-                self.endpoints = serde_json::from_slice(&bytes)?;
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        let found = self.processes.first_mut().context("a process")?.wait_for(&endpoints, START_LIMIT).await?;
+        self.endpoints = serde_json::from_value(found.into())?;
+        Ok(())
+    }
+
+    async fn start_processes(&mut self, options: &Options) -> Result<()> {
+        let (home, data_dir) = (self.home.path(), &self.data_dir);
+        if options.layout.unwrap_or_else(layout) == Layout::Processes {
+            self.processes = start_processes(home, data_dir, START_LIMIT).await?;
+            return Ok(());
         }
-        bail!("not ready after {START_LIMIT:?}:\n{}", self.log())
+        let mut arguments = vec![format!("--data-dir={}", data_dir.display())];
+        let ports = ["--api-port=0", "--gateway-port=0", "--gateway-tls-port=0", "--metrics-port=0"];
+        arguments.extend(ports.map(str::to_owned));
+        arguments.extend(options.arguments.iter().cloned());
+        self.processes.push(Process::start(home, "up", &arguments)?);
+        Ok(())
     }
 
     /// What the platform printed so far.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.home.path().join("up.log")).unwrap_or_default()
+        self.processes.iter().map(|process| format!("--- {} ---\n{}", process.role, process.log())).collect()
     }
 
     /// The data directory.
@@ -180,7 +181,22 @@ impl Platform {
 
     /// Process ID of the platform.
     pub fn pid(&self) -> u32 {
-        self.child.as_ref().map_or(0, Child::id)
+        self.processes.first().map_or(0, Process::pid)
+    }
+
+    /// One of the processes, by role.
+    ///
+    /// # Errors
+    ///
+    /// When the platform has no process of that role.
+    pub fn process(&mut self, role: &str) -> Result<&mut Process> {
+        let found = self.processes.iter_mut().find(|process| process.role == role);
+        found.with_context(|| format!("no process is the {role}"))
+    }
+
+    /// What starts more processes of this platform.
+    pub fn roles(&self) -> Roles {
+        Roles { home: self.home.path().to_path_buf(), data_dir: self.data_dir.clone() }
     }
 
     /// One entry of `endpoints.json`, such as `gateway`.
@@ -315,38 +331,38 @@ impl Platform {
         Ok(())
     }
 
-    /// Sends a signal to the platform.
+    /// Sends a signal to the platform: to the first of its processes that runs, which is the gateway where there are
+    /// several.
     pub fn signal(&self, signal: i32) {
-        if let Some(child) = &self.child {
-            // SAFETY: the process is our own child and was not waited for yet, so that its ID is still its own.
-            unsafe { libc::kill(i32::try_from(child.id()).unwrap_or(i32::MAX), signal) };
+        if let Some(process) = self.processes.iter().find(|process| process.child.is_some()) {
+            process.signal(signal);
         }
     }
 
     /// Kills the platform, as a machine that fails does, and waits until it is gone.
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
+        for process in &mut self.processes {
+            // One that is gone already is as good.
+            let _ = process.kill();
         }
     }
 
-    /// Waits for the end of the platform; answers its exit code.
+    /// Waits for the end of the platform; of several processes the next is asked to stop when one has ended. Answers
+    /// the first exit code that is not 0.
     ///
     /// # Errors
     ///
-    /// When it does not end in time; it is then killed.
+    /// When one does not end in time; it is then killed.
     pub async fn wait(&mut self) -> Result<i32> {
-        let start = Instant::now();
-        loop {
-            let child = self.child.as_mut().context("already stopped")?;
-            if let Some(status) = child.try_wait()? {
-                self.child = None;
-                return Ok(status.code().unwrap_or(-1));
+        let mut code = 0;
+        for (number, process) in self.processes.iter_mut().enumerate() {
+            if number > 0 {
+                process.signal(libc::SIGINT);
             }
-            ensure!(start.elapsed() < WAIT_LIMIT, "still running after {WAIT_LIMIT:?}:\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            let ended = process.wait(WAIT_LIMIT).await?;
+            code = if code == 0 { ended } else { code };
         }
+        Ok(code)
     }
 
     /// Stops the platform as Ctrl-C does, and waits for its end.
@@ -357,31 +373,21 @@ impl Platform {
     pub async fn stop(&mut self) -> Result<()> {
         self.signal(libc::SIGINT);
         let code = self.wait().await?;
-        ensure!(code == 0, "colibri up ended with code {code}:\n{}", self.log());
+        ensure!(code == 0, "the platform ended with code {code}:\n{}", self.log());
         Ok(())
     }
 }
 
 impl Drop for Platform {
     fn drop(&mut self) {
-        if self.child.is_none() {
+        if self.processes.iter().all(|process| process.child.is_none()) {
             return;
         }
         if std::thread::panicking() {
             eprintln!("--- log of the platform ---\n{}", self.log());
         }
-        // First the orderly way, so that nothing is left behind; then by force.
-        self.signal(libc::SIGTERM);
-        let start = Instant::now();
-        if let Some(mut child) = self.child.take() {
-            while start.elapsed() < Duration::from_secs(20) {
-                if matches!(child.try_wait(), Ok(Some(_))) {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            let _ = child.kill();
-            let _ = child.wait();
+        for process in &mut self.processes {
+            process.end();
         }
     }
 }

@@ -130,6 +130,12 @@ impl ApiServer {
             }
             None => return Err(ApiError::no_such_page()),
         };
+        if target.group.is_empty()
+            && target.resource == "nodes"
+            && target.subresource.split('/').next() == Some("proxy")
+        {
+            return self.proxy_node(&target, request).await;
+        }
         let (parts, body) = request.into_parts();
         let accepted = match target.subresource.split('/').next() {
             // These answer with whatever they have.

@@ -25,6 +25,7 @@ mod managed;
 mod meta;
 pub mod names;
 mod negotiate;
+mod nodes;
 mod object;
 pub mod openapi;
 mod openapi_route;
@@ -42,6 +43,7 @@ mod subresources;
 mod table;
 mod verbs;
 mod version;
+mod webhooks;
 mod wire;
 
 use std::path::PathBuf;
@@ -57,7 +59,7 @@ pub use auth::User;
 pub use crd::{age, find_path};
 pub use error::{ApiError, ApiResult};
 pub use extension::Extension;
-pub use pki::{Pki, PkiError};
+pub use pki::{Authority, Pki, PkiError};
 pub use registry::{Registry, Served};
 pub use resource::{Column, Columns, Durability, FieldError, ListType, NameRule, ResourceDef, Strategy};
 pub use selector::{FieldSelector, LabelSelector};
@@ -115,6 +117,8 @@ pub struct ApiServer {
     pub(crate) admissions: RwLock<Vec<Arc<dyn Admission>>>,
     pub(crate) extensions: RwLock<Vec<(String, Arc<dyn Extension>)>>,
     pub(crate) kubelet: RwLock<Option<Arc<dyn client::kubelet::Kubelet>>>,
+    pub(crate) kubelet_tls: Arc<rustls::ClientConfig>,
+    pub(crate) webhook_clients: webhooks::Clients,
     pub(crate) addresses: addresses::Addresses,
     pub(crate) stop: CancellationToken,
     pub(crate) pki: Pki,
@@ -142,6 +146,7 @@ impl ApiServer {
         builtin.extend(basic::missing(&builtin));
         registry.add_builtin(builtin);
         let signer = auth::tokens::Signer::new(&pki.token_key).ok_or(PkiError::TokenKey)?;
+        let kubelet_tls = nodes::tls(pki.authority())?;
         let addresses = addresses::Addresses::new(config.service_network);
         let server = Arc::new_cyclic(|me| Self {
             config,
@@ -150,6 +155,8 @@ impl ApiServer {
             admissions: RwLock::default(),
             extensions: RwLock::default(),
             kubelet: RwLock::default(),
+            kubelet_tls,
+            webhook_clients: webhooks::Clients::default(),
             addresses,
             stop: CancellationToken::new(),
             pki,
@@ -204,7 +211,7 @@ impl ApiServer {
         self.extensions.write().push((prefix.into(), extension));
     }
 
-    /// Sets the node that answers for logs.
+    /// Sets the node of this process, which answers for the logs of its pods.
     pub fn set_kubelet(&self, kubelet: Arc<dyn client::kubelet::Kubelet>) {
         *self.kubelet.write() = Some(kubelet);
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use client::https::Identity;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -67,9 +68,90 @@ pub struct Pki {
     pub(crate) token_key: Vec<u8>,
     server_chain: Vec<CertificateDer<'static>>,
     server_key: Vec<u8>,
-    ca_der: CertificateDer<'static>,
-    ca_key: KeyPair,
+    authority: Arc<Authority>,
     folder: Option<PathBuf>,
+}
+
+/// A certificate authority: signs certificates for the platform's servers and roles.
+pub struct Authority {
+    pem: String,
+    der: CertificateDer<'static>,
+    key: KeyPair,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// The authority whose `ca.crt` and `ca.key` an API server of this machine keeps in `folder`.
+    ///
+    /// # Errors
+    ///
+    /// [`PkiError`] names the file.
+    pub fn read(folder: &Path) -> Result<Self, PkiError> {
+        let text = |name: &str| {
+            let path = folder.join(name);
+            std::fs::read_to_string(&path).map_err(|source| PkiError::File { path, source })
+        };
+        let (pem, key) = (text("ca.crt")?, KeyPair::from_pem(&text("ca.key")?)?);
+        Ok(Self { der: pem_der(&pem), pem, key })
+    }
+
+    /// Its own certificate, PEM.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// The certificates that trust it.
+    ///
+    /// # Errors
+    ///
+    /// [`PkiError::Tls`] when its own certificate cannot be used.
+    pub fn roots(&self) -> Result<rustls::RootCertStore, PkiError> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.der.clone())?;
+        Ok(roots)
+    }
+
+    /// A fresh key and certificate for a TLS server of these names.
+    ///
+    /// # Errors
+    ///
+    /// [`PkiError::Certificate`] if a name cannot be in a certificate.
+    pub fn issue(&self, names: &[String]) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
+        self.sign(server_params(names)?)
+    }
+
+    /// A fresh key and certificate for a role of the platform, which is server and client to other roles.
+    ///
+    /// # Errors
+    ///
+    /// [`PkiError::Certificate`] if a name cannot be in a certificate.
+    pub fn identity(
+        &self,
+        common_name: &str,
+        organisation: Option<&str>,
+        names: &[String],
+    ) -> Result<Identity, PkiError> {
+        let mut params = server_params(names)?;
+        params.distinguished_name = named(common_name, organisation);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let (chain, key) = self.sign(params)?;
+        Ok(Identity { chain, key })
+    }
+
+    fn sign(
+        &self,
+        params: CertificateParams,
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
+        let key = KeyPair::generate()?;
+        let ca_params = ca_params();
+        let certificate = params.signed_by(&key, &Issuer::from_params(&ca_params, &self.key))?;
+        Ok((vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into())))
+    }
 }
 
 impl std::fmt::Debug for Pki {
@@ -110,8 +192,7 @@ impl Pki {
             server_chain: vec![pem_der(&server_pem)],
             server_key: server_key.serialize_der(),
             token_key: token_key.serialize_der(),
-            ca_der,
-            ca_key,
+            authority: Arc::new(Authority { pem: ca_pem.clone(), der: ca_der, key: ca_key }),
             ca_pem,
             admin_certificate_pem,
             admin_key_pem,
@@ -131,16 +212,9 @@ impl Pki {
         )
     }
 
-    /// A fresh key and certificate for a TLS server of these names, signed by our authority.
-    ///
-    /// # Errors
-    ///
-    /// [`PkiError::Certificate`] if a name cannot be in a certificate.
-    pub fn issue(&self, names: &[String]) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
-        let key = KeyPair::generate()?;
-        let ca_params = ca_params();
-        let certificate = server_params(names)?.signed_by(&key, &Issuer::from_params(&ca_params, &self.ca_key))?;
-        Ok((vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into())))
+    /// The authority that signs all certificates.
+    pub fn authority(&self) -> &Arc<Authority> {
+        &self.authority
     }
 
     /// TLS for the server; with `client_certificates` clients may show certificates of our authority.
@@ -153,9 +227,8 @@ impl Pki {
         let builder =
             rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
         let builder = if client_certificates {
-            let mut roots = rustls::RootCertStore::empty();
-            roots.add(self.ca_der.clone())?;
-            let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            let roots = Arc::new(self.authority.roots()?);
+            let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider)
                 .allow_unauthenticated()
                 .build()
                 .map_err(|error| rustls::Error::General(error.to_string()))?;
@@ -275,5 +348,9 @@ mod tests {
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(folder.path().join("pki/ca.key")).unwrap());
         assert_eq!(mode & 0o777, 0o600);
         assert!(first.kubeconfig("https://127.0.0.1:1").contains("server: https://127.0.0.1:1\n"));
+        let authority = Authority::read(&folder.path().join("pki")).unwrap();
+        assert_eq!(authority.pem(), first.ca_pem);
+        let error = Authority::read(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("ca.crt"), "{error}");
     }
 }

@@ -10,7 +10,6 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -106,7 +105,7 @@ impl ApiServer {
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake"))??;
         let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first().cloned());
-        let by_certificate = certificate.as_ref().and_then(user_of_certificate).map(Arc::new);
+        let by_certificate = certificate.as_ref().and_then(crate::auth::user_of_certificate).map(Arc::new);
         let server = self.clone();
         let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
             let (server, by_certificate) = (server.clone(), by_certificate.clone());
@@ -142,15 +141,4 @@ fn answer(
         }
         Err(error) => Box::pin(std::future::ready(error.response())),
     }
-}
-
-/// The user that a certificate names: the common name, and the organisations as groups.
-fn user_of_certificate(certificate: &CertificateDer<'_>) -> Option<User> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let subject = parsed.subject();
-    let name = subject.iter_common_name().next()?.as_str().ok()?.to_string();
-    let mut groups: Vec<String> =
-        subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_string).collect();
-    groups.push(crate::auth::AUTHENTICATED.into());
-    Some(User { name, groups, ..User::default() })
 }

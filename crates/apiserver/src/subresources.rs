@@ -68,11 +68,17 @@ impl ApiServer {
             (asked, all) if all.contains(&asked) => asked.to_string(),
             (asked, _) => return Err(ApiError::bad_request(format!("container {asked} is not valid for pod {name}"))),
         };
-        if pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty() {
+        let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+        if node.is_empty() {
             return Ok(text_response(body::empty()));
         }
+        if let Some(endpoint) = self.node_endpoint(node).ok().flatten() {
+            return self.log_of_node(call, endpoint, &container).await;
+        }
         let kubelet = self.kubelet.read().clone();
-        let Some(kubelet) = kubelet else { return Err(ApiError::internal_error("no node answers here")) };
+        let Some(kubelet) = kubelet else {
+            return Err(ApiError::internal_error(format!("node {node}, which runs the pod, is not there")));
+        };
         let options = client::kubelet::LogOptions {
             container: Some(container),
             follow: call.query.flag("follow"),
@@ -87,6 +93,18 @@ impl ApiServer {
             other => ApiError::internal_error(other.to_string()),
         })?;
         Ok(text_response(body::stream(stream.map(|chunk| chunk.map_err(Into::into)))))
+    }
+
+    /// The log from the node's own server, by the kubelet's path.
+    async fn log_of_node(&self, call: &Call, endpoint: (String, u16), container: &str) -> ApiResult<Response> {
+        let path = log_path(call, container);
+        let request = http::Request::get(path).body(body::empty());
+        let request = request.map_err(|error| ApiError::bad_request(error.to_string()))?;
+        let response = self.ask_node(endpoint, request).await?;
+        if !response.status().is_success() {
+            return Err(crate::nodes::refusal(response).await);
+        }
+        Ok(text_response(response.into_body()))
     }
 
     /// Puts a pod on a node.
@@ -301,6 +319,17 @@ fn body_value(call: &Call) -> ApiResult<Value> {
         sent => crate::negotiate::parse_text(&call.body, sent == crate::negotiate::Sent::Yaml)
             .map_err(ApiError::bad_request),
     }
+}
+
+/// The kubelet's path of a container's log, with what was asked of it.
+fn log_path(call: &Call, container: &str) -> String {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    for option in client::kubelet::LOG_OPTIONS {
+        if call.query.has(option) {
+            query.append_pair(option, call.query.get(option));
+        }
+    }
+    format!("/containerLogs/{}/{}/{container}?{}", call.target.namespace, call.target.name, query.finish())
 }
 
 fn text_response(body: body::Body) -> Response {

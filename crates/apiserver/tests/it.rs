@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
+#[path = "it/webhooks.rs"]
+mod webhooks;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -23,6 +23,9 @@ pub struct LogOptions {
     pub limit_bytes: Option<u64>,
 }
 
+/// The query's parameters besides the container, as `pods/log` and the kubelet's `/containerLogs` both name them.
+pub const LOG_OPTIONS: [&str; 6] = ["follow", "previous", "timestamps", "tailLines", "sinceSeconds", "limitBytes"];
+
 /// Why a node could not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum KubeletError {

@@ -5,12 +5,16 @@
 //! - [`link`]: the wire between gateway, autoscaler and controllers, apart from API objects.
 //! - [`kubelet`]: what the API server asks of a node (logs, exec).
 //! - [`images`]: what controllers ask of the image store.
+//! - [`https`]: TLS with certificates on both sides, between processes.
+//! - [`lease`]: which of several processes acts.
 //!
 //! Invariants: a cache never writes; a queue never holds a key twice; nothing here decides.
 
 pub mod cache;
+pub mod https;
 pub mod images;
 pub mod kubelet;
+pub mod lease;
 pub mod link;
 pub mod queue;
 

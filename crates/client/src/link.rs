@@ -1,8 +1,8 @@
 //! The one wire between roles besides API objects: statistics and pokes from the gateway to the autoscaler; routes
 //! that are live and instances that are out of rotation between the gateway and the serving controllers.
 //!
-//! In one process both sides hold each other's trait object; between processes an HTTP/2 stream stands in (later).
-//! Nothing here is durable: the next second's report repairs a lost one.
+//! In one process both sides hold each other's trait object; between processes the binary puts an HTTP/2 stream between
+//! them. Nothing here is durable: the next second's report repairs a lost one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +28,9 @@ pub trait AutoscalerLink: Send + Sync + 'static {
     fn report(&self, stats: &[Stat]);
     /// A request waits at `revision` and no instance can take it: decide now, not at the next tick.
     fn poke(&self, revision: &RevisionId);
+    /// Instances that a controller asked to retire which is gone since: they are out of rotation for good and drained,
+    /// and may be deleted. Within one process both end together, and nobody has anything to release.
+    fn released(&self, _pods: &[PodId]) {}
 }
 
 /// What the serving controllers ask of the gateway.
@@ -71,6 +74,12 @@ impl AutoscalerLink for Late<dyn AutoscalerLink> {
     fn poke(&self, revision: &RevisionId) {
         if let Some(far) = self.get() {
             far.poke(revision);
+        }
+    }
+
+    fn released(&self, pods: &[PodId]) {
+        if let Some(far) = self.get() {
+            far.released(pods);
         }
     }
 }

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | `POST /colibri/v1/images[?tag=REFERENCE]` | take in images: an OCI layout or docker archive, as tar |
 //! | `GET /colibri/v1/images` | the images that are there |
+//! | `GET /colibri/v1/images/digest?reference=REFERENCE` | the digest of an image that was loaded; 404 for others |
 //! | `POST /colibri/v1/namespaces/NS/archives` | keep a code archive; answers its digest |
+//! | `GET /colibri/v1/namespaces/NS/archives/DIGEST` | whether the namespace has that archive |
 //!
-//! Only the group `system:masters` may use it.
+//! Only the group `system:masters` may use it. A node that is a process of its own serves the same paths.
 
 use std::sync::Arc;
 
@@ -38,21 +40,29 @@ impl Extension for Uploads {
     fn handle(&self, user: User, request: Request) -> BoxFuture<'static, Response> {
         let images = self.images.clone();
         Box::pin(async move {
-            if !user.is_master() {
-                let text = format!("user {:?} may not use /colibri/v1: it is for administrators", user.name);
-                return refuse(StatusCode::FORBIDDEN, &text);
+            match refuse_others(&user) {
+                Some(refusal) => refusal,
+                None => answer(&images, request).await,
             }
-            answer(&images, request).await
         })
     }
 }
 
-async fn answer(images: &Images, request: Request) -> Response {
+/// What everybody but administrators is told.
+pub fn refuse_others(user: &User) -> Option<Response> {
+    let text = || format!("user {:?} may not use /colibri/v1: it is for administrators", user.name);
+    (!user.is_master()).then(|| refuse(StatusCode::FORBIDDEN, &text()))
+}
+
+/// Answers a request of a user who may.
+pub async fn answer(images: &Images, request: Request) -> Response {
     let path = request.uri().path().trim_start_matches("/colibri/v1/").to_owned();
     let segments: Vec<&str> = path.split('/').collect();
     match (request.method().clone(), segments.as_slice()) {
         (Method::GET, ["images"]) => list(images).await,
         (Method::POST, ["images"]) => load(images, request).await,
+        (Method::GET, ["images", "digest"]) => digest(images, &request),
+        (Method::GET, ["namespaces", namespace, "archives", digest]) => has(images, namespace, digest),
         (Method::POST, ["namespaces", namespace, "archives"]) => keep(images, namespace, request).await,
         _ => refuse(StatusCode::NOT_FOUND, &format!("there is no {} /colibri/v1/{path}", request.method())),
     }
@@ -60,6 +70,27 @@ async fn answer(images: &Images, request: Request) -> Response {
 
 async fn list(images: &Images) -> Response {
     json(StatusCode::OK, &value!({"items": images.list().await}))
+}
+
+fn digest(images: &Images, request: &Request) -> Response {
+    let query = request.uri().query().unwrap_or_default();
+    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+    let asked = pairs.find(|(key, _)| key == "reference").map(|(_, reference)| reference.into_owned());
+    let asked = asked.unwrap_or_default();
+    match asked.parse::<Reference>() {
+        Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+        Ok(reference) => match images.loaded(&reference) {
+            Some(image) => json(StatusCode::OK, &value!({"image": image})),
+            None => refuse(StatusCode::NOT_FOUND, &format!("the image {reference} was not loaded here")),
+        },
+    }
+}
+
+fn has(images: &Images, namespace: &str, digest: &str) -> Response {
+    match digest.parse::<Digest>() {
+        Ok(parsed) if images.has_archive(namespace, &parsed) => json(StatusCode::OK, &value!({"digest": digest})),
+        _ => refuse(StatusCode::NOT_FOUND, &format!("namespace {namespace:?} has no archive {digest:?} here")),
+    }
 }
 
 async fn load(images: &Images, request: Request) -> Response {

@@ -7,6 +7,7 @@ mod cli;
 mod cluster_names;
 mod data_dir;
 mod extensions;
+mod link;
 mod platform;
 mod role;
 mod seed;
@@ -32,6 +33,14 @@ enum Command {
     Up(up::UpArgs),
     /// Start the API server alone
     Apiserver(role::ApiserverArgs),
+    /// Start the controllers alone: Knative Serving, functions, the autoscaler
+    Controller(role::ControllerArgs),
+    /// Start the gateway alone
+    Gateway(role::GatewayArgs),
+    /// Start a node alone: it runs the pods that are bound to it
+    Node(role::NodeArgs),
+    /// Print what a Kubernetes cluster needs for Colibri
+    Install(role::InstallArgs),
     /// Measure a running platform
     Bench(bench::BenchArgs),
     #[command(flatten)]
@@ -59,6 +68,19 @@ fn main() -> ExitCode {
             start_logging(&args.log);
             finish(runtime.block_on(role::apiserver(args)))
         }
+        Command::Controller(args) => {
+            start_logging(&args.log);
+            finish(runtime.block_on(role::controller(args)))
+        }
+        Command::Gateway(args) => {
+            start_logging(&args.log);
+            finish(runtime.block_on(role::gateway(args)))
+        }
+        Command::Node(args) => {
+            start_logging(&args.log);
+            finish(runtime.block_on(role::node(args)))
+        }
+        Command::Install(args) => finish(role::install(&args)),
         Command::Bench(args) => finish(runtime.block_on(bench::run(args))),
         Command::Client(command) => runtime.block_on(cli::run(command)),
     }

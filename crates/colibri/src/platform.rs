@@ -21,13 +21,13 @@ use crate::up::{Listeners, UpArgs};
 use crate::{admission, cluster_names, extensions, seed, tls};
 
 /// Port of the gateway on the pod network.
-const POD_GATEWAY_PORT: u16 = 80;
+pub(crate) const POD_GATEWAY_PORT: u16 = 80;
 /// Port of the API server on the pod network.
-const POD_API_PORT: u16 = 443;
+pub(crate) const POD_API_PORT: u16 = 443;
 /// Longest wait for controllers to end their present step.
 const CONTROLLER_LIMIT: Duration = Duration::from_secs(5);
 /// Longest wait for the node to remove everything it made.
-const NODE_LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const NODE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Where the platform listens.
 #[derive(Clone, Copy, Debug)]
@@ -125,7 +125,7 @@ impl Platform {
         serve_api(&server, pod_api, Access::TokensOnly, &server_tasks, &server_stop);
 
         let autoscaler = Late::<dyn AutoscalerLink>::new();
-        let tls = tls::gateway(&server, &args.domain)?;
+        let tls = tls::gateway(server.pki().authority(), &args.domain)?;
         let pod_gateway = pod_listener(pod_address, POD_GATEWAY_PORT, "gateway")?;
         let gateway_listeners = vec![
             gateway::Listener { socket: listeners.gateway, kind: ListenerKind::Public },
@@ -248,7 +248,7 @@ impl Stages {
     }
 }
 
-async fn within(limit: Duration, what: &str, work: impl Future<Output = ()>) {
+pub(crate) async fn within(limit: Duration, what: &str, work: impl Future<Output = ()>) {
     if tokio::time::timeout(limit, work).await.is_err() {
         tracing::error!(?limit, "{what} did not stop in time");
     }
@@ -274,12 +274,12 @@ fn serve_api(
     });
 }
 
-fn pod_listener(address: Ipv4Addr, port: u16, purpose: &'static str) -> Result<tokio::net::TcpListener> {
+pub(crate) fn pod_listener(address: Ipv4Addr, port: u16, purpose: &'static str) -> Result<tokio::net::TcpListener> {
     let listener = crate::up::listen(address.into(), port, purpose, "--data-dir");
     listener.context("opening a port on the pod network")
 }
 
 /// True randomness for the choices that the gateway makes.
-fn random_seed() -> u64 {
+pub(crate) fn random_seed() -> u64 {
     std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), std::process::id())
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use apiserver::ApiServer;
+use apiserver::Authority;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
@@ -17,7 +17,7 @@ use rustls::sign::CertifiedKey;
 const MOST_CERTIFICATES: usize = 1024;
 
 struct ByHost {
-    server: Arc<ApiServer>,
+    authority: Arc<Authority>,
     domain: String,
     fallback: Arc<CertifiedKey>,
     made: Mutex<HashMap<String, Arc<CertifiedKey>>>,
@@ -38,7 +38,7 @@ impl ResolvesServerCert for ByHost {
         if let Some(made) = self.made.lock().get(&host) {
             return Some(made.clone());
         }
-        let made = match issue(&self.server, &host) {
+        let made = match issue(&self.authority, &host) {
             Ok(made) => made,
             Err(error) => {
                 tracing::error!(%error, host, "cannot make a certificate");
@@ -54,8 +54,8 @@ impl ResolvesServerCert for ByHost {
     }
 }
 
-fn issue(server: &ApiServer, host: &str) -> Result<Arc<CertifiedKey>> {
-    let (chain, key) = server.pki().issue(&[host.to_owned()])?;
+fn issue(authority: &Authority, host: &str) -> Result<Arc<CertifiedKey>> {
+    let (chain, key) = authority.issue(&[host.to_owned()])?;
     let key = ring::sign::any_supported_type(&key).context("the key of a certificate")?;
     Ok(Arc::new(CertifiedKey::new(chain, key)))
 }
@@ -65,11 +65,11 @@ fn issue(server: &ApiServer, host: &str) -> Result<Arc<CertifiedKey>> {
 /// # Errors
 ///
 /// When no certificate can be made.
-pub fn gateway(server: &Arc<ApiServer>, domain: &str) -> Result<Arc<ServerConfig>> {
+pub fn gateway(authority: &Arc<Authority>, domain: &str) -> Result<Arc<ServerConfig>> {
     let resolver = ByHost {
-        server: server.clone(),
+        authority: authority.clone(),
         domain: domain.to_ascii_lowercase(),
-        fallback: issue(server, domain)?,
+        fallback: issue(authority, domain)?,
         made: Mutex::default(),
     };
     let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));

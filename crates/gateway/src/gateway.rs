@@ -95,6 +95,20 @@ impl Gateway {
         self.fleet.find(revision).map_or(0, |revision| revision.active())
     }
 
+    /// Requests in flight and waiting, of every revision that has any, and whether some of them wait.
+    pub fn loads(&self) -> Vec<(RevisionId, usize, bool)> {
+        let all = self.fleet.all().into_iter();
+        let loads = all.map(|revision| (revision.id.clone(), revision.load(), revision.has_waiting()));
+        loads.filter(|(_, load, _)| *load > 0).collect()
+    }
+
+    /// As [`GatewayLink::retire`], of instances that another gateway has chosen.
+    pub async fn retire_pods(&self, revision: &RevisionId, pods: &[PodId], drain_timeout: Duration) {
+        if let Some(revision) = self.fleet.find(revision) {
+            revision.retire_pods(pods, drain_timeout).await;
+        }
+    }
+
     /// Serves `host` (lower case, no port) by `handler` on the public listeners, where no Route claims it.
     pub fn mount_host(&self, host: &str, handler: Arc<dyn HostHandler>) {
         self.proxy.extra.rcu(|extra| {

@@ -275,24 +275,52 @@ impl Revision {
 
     /// Takes up to `count` instances out of rotation and waits until they are drained.
     pub async fn retire(self: Arc<Self>, count: usize, drain_timeout: Duration) -> Vec<PodId> {
-        let deadline = Instant::now() + drain_timeout;
-        let keys = self.core.lock().throttle.retire(count);
-        let pods: Vec<(Key, PodId)> = {
-            let core = self.core.lock();
+        let chosen = {
+            let mut core = self.core.lock();
+            let keys = core.throttle.retire(count);
             let of = |key: &Key| core.throttle.instances().find(|(k, ..)| k == key);
-            keys.iter().filter_map(|key| of(key).map(|(key, _, upstream)| (key, upstream.pod.clone()))).collect()
+            keys.iter()
+                .filter_map(|key| of(key).map(|(key, _, upstream)| (key, upstream.pod.clone())))
+                .collect::<Vec<_>>()
         };
+        self.drain(&chosen.iter().map(|(key, _)| *key).collect::<Vec<_>>(), drain_timeout).await;
+        chosen.into_iter().map(|(_, pod)| pod).collect()
+    }
+
+    /// Takes these instances out of rotation and waits until they are drained.
+    pub async fn retire_pods(self: Arc<Self>, pods: &[PodId], drain_timeout: Duration) {
+        let (keys, grants) = {
+            let mut core = self.core.lock();
+            let named = core.throttle.instances().filter(|(_, _, upstream)| pods.contains(&upstream.pod));
+            let keys: Vec<Key> = named.map(|(key, ..)| key).collect();
+            let mut grants = Vec::new();
+            for key in &keys {
+                grants.extend(core.throttle.step(*key, Event::Drain));
+            }
+            (keys, grants)
+        };
+        self.hand_over(grants);
+        self.drain(&keys, drain_timeout).await;
+    }
+
+    /// Waits until no request is left on these instances.
+    async fn drain(&self, keys: &[Key], limit: Duration) {
+        let deadline = Instant::now() + limit;
         loop {
             let changed = self.drained.notified();
             let busy = {
                 let core = self.core.lock();
-                pods.iter().any(|(key, _)| core.throttle.state(*key).is_some_and(|state| state.in_flight() > 0))
+                keys.iter().any(|key| core.throttle.state(*key).is_some_and(|state| state.in_flight() > 0))
             };
             if !busy || timeout_at(deadline, changed).await.is_err() {
-                break;
+                return;
             }
         }
-        pods.into_iter().map(|(_, pod)| pod).collect()
+    }
+
+    /// Whether a request waits.
+    pub fn has_waiting(&self) -> bool {
+        self.core.lock().throttle.waiting() > 0
     }
 
     /// Requests in flight and waiting.

@@ -1,5 +1,6 @@
 //! How a node is set up.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ pub struct Config {
     pub runtimes_dir: PathBuf,
     /// Name of the Node object. Default: the host's name, in lower case.
     pub name: String,
+    /// Address and port of the node's own server, where it has one: the API server asks it for logs. Default: none.
+    pub server: Option<SocketAddr>,
     /// Sandboxes kept prepared. Default 4.
     pub prepared: usize,
     /// First host id of the range that pods' user namespaces map; `None` turns them off. Default 1,000,000.
@@ -36,6 +39,7 @@ impl Config {
             runtimes_dir: data_dir.join("runtimes"),
             data_dir,
             name: if base::names::is_dns1123_subdomain(&name) { name } else { "node".into() },
+            server: None,
             prepared: 4,
             user_namespace: Some(1_000_000),
             max_pods: 1000,

@@ -132,7 +132,8 @@ impl Node {
         let (sandboxes, user_namespaces) = start_sandboxes(&config, &found, &network, tasks, stop).await?;
         let facts = Facts {
             name: config.name.clone(),
-            address: network.gateway_address().to_string(),
+            address: config.server.map_or_else(|| network.gateway_address().into(), |server| server.ip()).to_string(),
+            server_port: config.server.map(|server| server.port()),
             max_pods: config.max_pods,
             pod_range: network.pod_range().to_string(),
             user_namespaces,

@@ -20,8 +20,10 @@ const LEASE_SECONDS: u32 = 40;
 pub struct Facts {
     /// The node's name.
     pub name: String,
-    /// Its address on the pod network.
+    /// Address of its own server, else its address on the pod network.
     pub address: String,
+    /// Port of its own server, where it has one.
+    pub server_port: Option<u16>,
     /// Most pods.
     pub max_pods: usize,
     /// Range of its pods' addresses.
@@ -100,6 +102,7 @@ fn status(facts: &Facts, now: Timestamp) -> serde_json::Value {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let version = concat!("v1.35.0+colibri-", env!("CARGO_PKG_VERSION"));
     json!({
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": facts.server_port.unwrap_or(0)}},
         "capacity": capacity,
         "allocatable": capacity,
         "addresses": [

@@ -32,7 +32,7 @@ use std::time::Duration;
 use api::autoscaling::PodAutoscaler;
 use api::serving::annotations::{CONFIGURATION_LABEL, ROUTES_ANNOTATION, SERVICE_LABEL};
 use api::serving::{Configuration, Revision, Route};
-use base::RevisionId;
+use base::{PodId, RevisionId};
 use client::images::ImageResolver;
 use client::link::{AutoscalerLink, GatewayLink, Stat};
 use client::queue::Outcome;
@@ -98,6 +98,10 @@ impl AutoscalerLink for Serving {
 
     fn poke(&self, revision: &RevisionId) {
         self.context.autoscaler.poke(&self.context, revision_key(revision));
+    }
+
+    fn released(&self, pods: &[PodId]) {
+        instances::release(&self.context, pods);
     }
 }
 

@@ -11,7 +11,19 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Options, Platform, binary, cannot_run, run, work_dir};
 
 /// What a page may show without its being run.
-const NOT_RUN: [&str; 5] = ["make ", "sudo install ", "sudo colibri up", "sudo apt-get ", "git clone "];
+const NOT_RUN: [&str; 10] = [
+    "make ",
+    "sudo install ",
+    "sudo colibri up",
+    "sudo colibri node ",
+    "sudo apt-get ",
+    "git clone ",
+    // The other roles, and what prepares an API server for them.
+    "colibri apiserver ",
+    "colibri controller ",
+    "colibri gateway ",
+    "colibri install ",
+];
 
 /// In front of every page: root needs no sudo, an HTTP error is a failure.
 const PRELUDE: &str = r#"set -euo pipefail

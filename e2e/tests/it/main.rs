@@ -13,6 +13,7 @@ mod functions;
 mod isolation;
 mod refusals;
 mod restart;
+mod roles;
 mod scale;
 mod services;
 mod stop;

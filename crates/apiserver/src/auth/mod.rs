@@ -9,6 +9,8 @@ pub(crate) mod tokens;
 
 use std::collections::BTreeMap;
 
+pub(crate) use reviews::user_info;
+
 /// Group whose members may do everything.
 pub const MASTERS: &str = "system:masters";
 /// Group of everyone who was identified.
@@ -43,4 +45,15 @@ impl User {
     pub fn is_master(&self) -> bool {
         self.groups.iter().any(|group| group == MASTERS)
     }
+}
+
+/// The user that a certificate names: the common name, and the organisations as groups.
+pub fn user_of_certificate(certificate: &rustls_pki_types::CertificateDer<'_>) -> Option<User> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let subject = parsed.subject();
+    let name = subject.iter_common_name().next()?.as_str().ok()?.to_string();
+    let mut groups: Vec<String> =
+        subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_string).collect();
+    groups.push(AUTHENTICATED.into());
+    Some(User { name, groups, ..User::default() })
 }

@@ -125,7 +125,8 @@ fn user_of(spec: &Value) -> User {
     }
 }
 
-fn user_info(user: &User) -> Value {
+/// A user as reviews show it.
+pub(crate) fn user_info(user: &User) -> Value {
     let mut info = json!({"username": user.name});
     if !user.uid.is_empty() {
         info["uid"] = user.uid.as_str().into();

@@ -196,6 +196,7 @@ fn core() -> Vec<Row> {
             short_names: &["no"],
             namespaced: false,
             status: true,
+            subresources: &[("proxy", "NodeProxyOptions", &["create", "delete", "get", "patch", "update"])],
             fields: &[field!("spec.unschedulable", "false")],
             columns: plain_kinds::node_columns,
             rules: plain_kinds::NODES,

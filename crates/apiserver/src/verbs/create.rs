@@ -10,6 +10,7 @@ use crate::admission::Operation;
 use crate::body::Response;
 use crate::error::{ApiError, ApiResult};
 use crate::object::{self, Object, meta, meta_mut, time_text};
+use crate::webhooks::Write;
 
 /// Longest part of a generated name before the suffix.
 const GENERATE_PREFIX: usize = 63 - 5;
@@ -53,6 +54,8 @@ impl ApiServer {
         let def = call.served.def.clone();
         self.admit_namespace(call, &value)?;
         self.admit(call, Operation::Create, "", &mut value, None, dry_run)?;
+        let write = Write { call, operation: Operation::Create, subresource: "", old: None, dry_run };
+        self.mutate(&write, &mut value).await?;
         fill_new(&mut value);
         def.strategy.prepare_create(&mut value);
         if def.generation {
@@ -67,6 +70,7 @@ impl ApiServer {
         if !faults.is_empty() {
             return Err(ApiError::invalid(&def, &name, &faults));
         }
+        self.review(&write, Some(&value)).await?;
         def.strategy.warnings(&value, None).into_iter().for_each(|warning| call.warn(warning));
         self.track_create(call, &mut value);
         let key = object::key(def.namespaced, meta(&value, "namespace"), &name);

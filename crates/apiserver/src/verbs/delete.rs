@@ -14,6 +14,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::negotiate::Sent;
 use crate::object::{self, Object, meta, meta_mut, time_text};
 use crate::resource::FieldError;
+use crate::webhooks::Write;
 
 /// Attempts against concurrent writers.
 const TRIES: usize = 16;
@@ -167,6 +168,9 @@ impl ApiServer {
         self.special_delete(call, &old)?;
         let mut seen = old.clone();
         self.admit(call, Operation::Delete, "", &mut seen, Some(&old), options.dry_run)?;
+        let dry_run = options.dry_run;
+        let write = Write { call, operation: Operation::Delete, subresource: "", old: Some(&old), dry_run };
+        self.review_deletion(&write).await?;
         let mut new = old.clone();
         let (waits, changed) = self.mark(call, &mut new, &old, options);
         if waits && !changed {

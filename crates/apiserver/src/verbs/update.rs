@@ -16,6 +16,7 @@ use crate::meta::{keep_system_fields, validate_update};
 use crate::object::{self, Object, meta, meta_mut};
 use crate::patch::{self, PatchKind};
 use crate::resource::{FieldError, ResourceDef};
+use crate::webhooks::Write;
 
 /// Attempts against concurrent writers when the client gave no resource version.
 const TRIES: usize = 16;
@@ -117,6 +118,8 @@ impl ApiServer {
         metadata.insert("resourceVersion".into(), entry.revision.to_string().into());
         let subresource = call.target.subresource.as_str();
         self.admit(call, Operation::Update, subresource, &mut new, Some(&old), dry_run)?;
+        let write = Write { call, operation: Operation::Update, subresource, old: Some(&old), dry_run };
+        self.mutate(&write, &mut new).await?;
         let faults = self.prepare(call, &mut new, &old);
         self.special_update(call, &mut new, &old)?;
         if !matches!(subresource, "status" | "binding") {
@@ -126,6 +129,7 @@ impl ApiServer {
         if !faults.is_empty() {
             return Err(ApiError::invalid(&def, name, &faults));
         }
+        self.review(&write, Some(&new)).await?;
         if subresource.is_empty() {
             def.strategy.warnings(&new, Some(&old)).into_iter().for_each(|warning| call.warn(warning));
         }

@@ -3,7 +3,7 @@
 mod args;
 mod demo;
 mod listeners;
-mod preflight;
+pub mod preflight;
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -217,6 +217,11 @@ impl Images {
         Ok(image.at(granted.value).to_string())
     }
 
+    /// `repository@sha256:...` of an image that was loaded from a file; no registry is asked.
+    pub fn loaded(&self, image: &Reference) -> Option<String> {
+        self.inner.loaded(image).map(|digest| image.at(digest).to_string())
+    }
+
     /// Makes sure that an image is in the store, complete and verified. Layers come in parallel; two pulls of one image
     /// are one.
     ///

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use api::serving::Revision;
 use api::serving::annotations::REVISION_LABEL;
+use base::PodId;
 use client::queue::Outcome;
 use client::{Change, ObjectKey};
 use k8s_openapi::api::core::v1::Pod;
@@ -205,12 +206,7 @@ fn retire(context: &Arc<Context>, key: &ObjectKey, revision: Option<&Revision>, 
             () = context.stop.cancelled() => return,
             chosen = context.gateway.retire(revision_id(&key), count, limit) => chosen,
         };
-        for pod in &chosen {
-            let Some(pod) = context.caches.pods.get(&pod.namespace, &pod.name) else { continue };
-            if let Err(error) = Write::Delete(pod.as_ref().clone().into()).apply(&context.client).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot delete a drained pod");
-            }
-        }
+        delete_drained(&context, &chosen).await;
         let missing = count.saturating_sub(chosen.len());
         if let Some(entry) = context.instances.0.lock().get_mut(&key) {
             entry.retiring = entry.retiring.saturating_sub(count);
@@ -220,4 +216,19 @@ fn retire(context: &Arc<Context>, key: &ObjectKey, revision: Option<&Revision>, 
         let pause = if missing > 0 { RETIRE_PAUSE } else { Duration::from_millis(50) };
         context.queues.instances.add_after(key, pause);
     });
+}
+
+/// Deletes pods that the gateway took out of rotation for a controller before this one.
+pub(crate) fn release(context: &Arc<Context>, pods: &[PodId]) {
+    let (context, pods) = (context.clone(), pods.to_vec());
+    context.tasks.clone().spawn(async move { delete_drained(&context, &pods).await });
+}
+
+async fn delete_drained(context: &Context, pods: &[PodId]) {
+    for pod in pods {
+        let Some(pod) = context.caches.pods.get(&pod.namespace, &pod.name) else { continue };
+        if let Err(error) = Write::Delete(pod.as_ref().clone().into()).apply(&context.client).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot delete a drained pod");
+        }
+    }
 }

@@ -1,11 +1,14 @@
-//! Roles that run alone.
+//! `colibri apiserver`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use ::apiserver::body::{Request, Response};
+use ::apiserver::{Access, ApiServer, Config, Extension, User};
 use anyhow::Result;
-use apiserver::{Access, ApiServer, Config};
-use clap::Args;
+use clap::{Args, ValueEnum};
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::data_dir::{DataDir, KUBECONFIG};
@@ -24,9 +27,36 @@ pub struct ApiserverArgs {
     /// Port of the API server; 0 picks a free one
     #[arg(long, default_value_t = 6443)]
     api_port: u16,
+    /// Who defaults and checks Colibri's own kinds: this server, or only admission webhooks, as on any other API server
+    #[arg(long, value_enum, default_value_t = Admission::BuiltIn)]
+    admission: Admission,
     /// What is logged, in the syntax of tracing's EnvFilter
     #[arg(long, env = "COLIBRI_LOG", default_value = "warn,colibri=info")]
     pub log: String,
+}
+
+/// Who defaults and checks Colibri's own kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Admission {
+    /// The API server itself
+    BuiltIn,
+    /// Admission webhooks, where they are configured
+    None,
+}
+
+/// Uploads go to the node, which keeps images and code.
+struct ToNode(Arc<ApiServer>);
+
+impl Extension for ToNode {
+    fn handle(&self, user: User, request: Request) -> BoxFuture<'static, Response> {
+        let server = self.0.clone();
+        Box::pin(async move {
+            match crate::extensions::refuse_others(&user) {
+                Some(refusal) => refusal,
+                None => server.forward_to_any_node(request).await,
+            }
+        })
+    }
 }
 
 /// Runs the API server until Ctrl-C or SIGTERM.
@@ -42,13 +72,19 @@ pub async fn apiserver(args: ApiserverArgs) -> Result<()> {
     let config = Config {
         data_dir: data_dir.as_ref().map(|dir| dir.path().to_path_buf()),
         advertised: address.to_string(),
+        names: vec![address.ip().to_string()],
         ..Config::default()
     };
     let server = ApiServer::open(config).await?;
+    if args.admission == Admission::BuiltIn {
+        server.add_admission(Arc::new(crate::admission::BuiltIn));
+    }
+    server.add_extension("/colibri/v1/", Arc::new(ToNode(server.clone())));
     let kubeconfig = server.pki().kubeconfig(&format!("https://{address}"));
     match &data_dir {
         Some(dir) => {
             dir.write(KUBECONFIG, kubeconfig.as_bytes())?;
+            super::announce("API server", Some(dir), &[("api", "https", address)])?;
             eprintln!("the API server listens on https://{address}; kubeconfig: {}", dir.join(KUBECONFIG).display());
         }
         None => println!("{kubeconfig}"),

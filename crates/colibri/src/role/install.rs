@@ -1,0 +1,125 @@
+//! `colibri install`: prints what a Kubernetes API server must know before the roles can work with it.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::admission::{DEFAULTING, DEFAULTING_PATH, VALIDATION, VALIDATION_PATH};
+
+/// Print the objects that a Kubernetes cluster needs for Colibri, as YAML for `kubectl apply -f -`.
+#[derive(Args, Clone, Debug)]
+pub struct InstallArgs {
+    /// The kinds (CustomResourceDefinitions) and the system namespace
+    #[arg(long)]
+    crds: bool,
+    /// The admission webhooks, which the controller serves
+    #[arg(long, requires = "ca")]
+    webhooks: bool,
+    /// Address of the controller's webhooks [default: the Service controller in colibri-system]
+    #[arg(long, value_name = "https://HOST:PORT", requires = "webhooks")]
+    url: Option<String>,
+    /// Certificates that the webhooks' certificate is signed by, PEM
+    #[arg(long, value_name = "FILE", requires = "webhooks")]
+    ca: Option<PathBuf>,
+}
+
+/// Prints the objects.
+///
+/// # Errors
+///
+/// When nothing was asked for, or the certificates cannot be read.
+pub fn install(args: &InstallArgs) -> Result<()> {
+    if !args.crds && !args.webhooks {
+        bail!("say what to print: colibri install --crds, or colibri install --webhooks --ca FILE");
+    }
+    let mut documents = Vec::new();
+    if args.crds {
+        documents.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": api::SYSTEM_NAMESPACE}}));
+        for definition in api::crds::all() {
+            documents.push(serde_json::to_value(&definition).context("printing a definition")?);
+        }
+    }
+    if let Some(file) = &args.ca {
+        let ca = std::fs::read(file).with_context(|| format!("--ca {} cannot be read", file.display()))?;
+        client::https::roots(&ca, &format!("--ca {}", file.display()))?;
+        if let Some(url) = args.url.as_deref().filter(|url| !url.starts_with("https://")) {
+            bail!("--url {url:?} is not https://HOST:PORT: API servers call webhooks by HTTPS only");
+        }
+        documents.extend(webhooks(args.url.as_deref(), &STANDARD.encode(ca)));
+    }
+    let texts: Result<Vec<String>, _> = documents.iter().map(serde_yaml_ng::to_string).collect();
+    print!("{}", texts?.join("---\n"));
+    Ok(())
+}
+
+fn webhooks(url: Option<&str>, ca: &str) -> [Value; 2] {
+    let configuration = |kind: &str, name: &str, path: &str| {
+        let at = match url {
+            Some(url) => json!({"url": format!("{}{path}", url.trim_end_matches('/'))}),
+            None => json!({
+                "service": {"namespace": api::SYSTEM_NAMESPACE, "name": "controller", "port": 443, "path": path},
+            }),
+        };
+        let mut client = at;
+        client["caBundle"] = ca.into();
+        let rule = |group: &str, resources: &[&str]| {
+            json!({
+                "operations": ["CREATE", "UPDATE"], "apiGroups": [group], "apiVersions": ["v1"],
+                "resources": resources, "scope": "Namespaced",
+            })
+        };
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": kind,
+            "metadata": {"name": name},
+            "webhooks": [{
+                "name": name,
+                "clientConfig": client,
+                "rules": [
+                    rule("serving.knative.dev", &["services", "configurations", "revisions", "routes"]),
+                    rule("functions.colibri.dev", &["functions"]),
+                ],
+                "admissionReviewVersions": ["v1"],
+                "sideEffects": "None",
+                "failurePolicy": "Fail",
+                "timeoutSeconds": 10,
+            }],
+        })
+    };
+    [
+        configuration("MutatingWebhookConfiguration", DEFAULTING, DEFAULTING_PATH),
+        configuration("ValidatingWebhookConfiguration", VALIDATION, VALIDATION_PATH),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_say_what_they_are() {
+        for definition in api::crds::all() {
+            let value = serde_json::to_value(&definition).unwrap();
+            assert_eq!(value["apiVersion"], "apiextensions.k8s.io/v1");
+            assert_eq!(value["kind"], "CustomResourceDefinition");
+            assert!(value.get("status").is_none_or(Value::is_null), "{value}");
+        }
+    }
+
+    #[test]
+    fn webhooks_are_reached_by_url_or_by_service() {
+        let [defaulting, validation] = webhooks(Some("https://127.0.0.1:9443/"), "Y2E=");
+        let client = |configuration: &Value| configuration["webhooks"][0]["clientConfig"].clone();
+        assert_eq!(
+            client(&defaulting),
+            json!({"url": "https://127.0.0.1:9443/admission/defaulting", "caBundle": "Y2E="})
+        );
+        assert_eq!(validation["webhooks"][0]["name"], "validation.webhook.serving.knative.dev");
+        let [_, validation] = webhooks(None, "Y2E=");
+        assert_eq!(client(&validation)["service"]["path"], "/admission/validation");
+    }
+}
