@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, ResourceRequirements, Volume};
 use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::conditions::Condition;
@@ -29,7 +30,7 @@ pub const RUNTIME_REGISTRY: &str = "runtime.colibri.local";
 pub const RUNTIME_PATH: &str = "/opt/colibri/runtime";
 
 /// A function. Only `runtime` and a source are required.
-#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(group = "functions.colibri.dev", version = "v1", kind = "Function", plural = "functions", shortname = "fn")]
 #[kube(namespaced, status = "FunctionStatus", schema = "disabled", derive = "Default", derive = "PartialEq")]
 #[serde(rename_all = "camelCase", default)]
@@ -78,7 +79,7 @@ pub struct FunctionSpec {
 }
 
 /// Where the code is: exactly one of the fields.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Source {
     /// File names and their texts.
@@ -96,7 +97,7 @@ pub struct Source {
 }
 
 /// An archive (tar, tar.gz or zip).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Archive {
     /// `sha256:...` of an archive uploaded to the platform.
@@ -111,7 +112,7 @@ pub struct Archive {
 }
 
 /// How a function is built.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Build {
     /// `warm` or `image`.
@@ -126,7 +127,7 @@ pub struct Build {
 }
 
 /// How a function scales.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Scaling {
     /// Fewest instances. Default 0.

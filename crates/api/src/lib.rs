@@ -6,6 +6,7 @@
 pub mod autoscaling;
 pub mod conditions;
 pub mod crds;
+pub mod fields;
 pub mod functions;
 pub mod serving;
 

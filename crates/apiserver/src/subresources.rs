@@ -86,8 +86,12 @@ impl ApiServer {
             timestamps: call.query.flag("timestamps"),
             tail_lines: number("tailLines")?,
             since_seconds: number("sinceSeconds")?,
+            since_time: since_time(call.query.get("sinceTime"))?,
             limit_bytes: number("limitBytes")?,
         };
+        if options.since_seconds.is_some() && options.since_time.is_some() {
+            return Err(ApiError::bad_request("at most one of `sinceTime` or `sinceSeconds` may be specified"));
+        }
         let stream = kubelet.logs(&call.target.namespace, name, options).await.map_err(|error| match error {
             client::kubelet::KubeletError::BadRequest(why) => ApiError::bad_request(why),
             other => ApiError::internal_error(other.to_string()),
@@ -330,6 +334,16 @@ fn log_path(call: &Call, container: &str) -> String {
         }
     }
     format!("/containerLogs/{}/{}/{container}?{}", call.target.namespace, call.target.name, query.finish())
+}
+
+fn since_time(text: &str) -> ApiResult<Option<jiff::Timestamp>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |error| {
+        ApiError::bad_request(format!("sinceTime {text:?} is not a time such as 2026-01-31T12:00:00Z: {error}"))
+    };
+    text.parse().map(Some).map_err(wrong)
 }
 
 fn text_response(body: body::Body) -> Response {

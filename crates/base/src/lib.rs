@@ -6,7 +6,9 @@ pub mod backoff;
 pub mod duration;
 pub mod ids;
 pub mod names;
+pub mod nearest;
 pub mod quantity;
 
 pub use backoff::Backoff;
 pub use ids::{PodId, RevisionId, RouteId};
+pub use nearest::nearest;

@@ -19,12 +19,15 @@ pub struct LogOptions {
     pub tail_lines: Option<u64>,
     /// Only lines of the last seconds.
     pub since_seconds: Option<u64>,
+    /// Only lines since that moment.
+    pub since_time: Option<jiff::Timestamp>,
     /// At most so many bytes.
     pub limit_bytes: Option<u64>,
 }
 
 /// The query's parameters besides the container, as `pods/log` and the kubelet's `/containerLogs` both name them.
-pub const LOG_OPTIONS: [&str; 6] = ["follow", "previous", "timestamps", "tailLines", "sinceSeconds", "limitBytes"];
+pub const LOG_OPTIONS: [&str; 7] =
+    ["follow", "previous", "timestamps", "tailLines", "sinceSeconds", "sinceTime", "limitBytes"];
 
 /// Why a node could not answer.
 #[derive(Debug, thiserror::Error)]

@@ -21,8 +21,17 @@ use clap::{Parser, Subcommand};
 
 /// A serverless platform for Kubernetes in one binary.
 #[derive(Parser)]
-#[command(name = "colibri", version, about)]
-struct Arguments {
+#[command(
+    name = "colibri",
+    version,
+    about,
+    after_help = "Examples:
+  sudo colibri up                       start the platform on this machine
+  colibri deploy examples/hello-python  a folder becomes a function with a URL
+  colibri invoke hello-python           call it; colibri logs, describe and list show it
+  colibri doctor                        what this machine lacks, with the cure"
+)]
+pub struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
@@ -30,8 +39,15 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Start the platform on this machine
+    #[command(after_help = "Examples:
+  sudo colibri up --demo
+  sudo colibri up --gateway-port 80 --data-dir /srv/colibri
+  sudo colibri up --api-port 0 --gateway-port 0 --gateway-tls-port 0 --metrics-port 0   beside another one")]
     Up(up::UpArgs),
     /// Start the API server alone
+    #[command(after_help = "Examples:
+  colibri apiserver --data-dir ./state --api-port 7443
+  kubectl --kubeconfig ./state/kubeconfig get namespaces")]
     Apiserver(role::ApiserverArgs),
     /// Start the controllers alone: Knative Serving, functions, the autoscaler
     Controller(role::ControllerArgs),
@@ -42,6 +58,9 @@ enum Command {
     /// Print what a Kubernetes cluster needs for Colibri
     Install(role::InstallArgs),
     /// Measure a running platform
+    #[command(after_help = "Examples:
+  sudo colibri bench coldstart
+  sudo colibri bench warm --json")]
     Bench(bench::BenchArgs),
     #[command(flatten)]
     Client(cli::Command),

@@ -135,6 +135,7 @@ impl Cut {
         let since = options
             .since_seconds
             .and_then(|seconds| now.checked_sub(jiff::SignedDuration::from_secs(i64::try_from(seconds).ok()?)).ok());
+        let since = since.or(options.since_time);
         Self { timestamps: options.timestamps, since, left: options.limit_bytes, partial: false }
     }
 

@@ -11,6 +11,7 @@ mod containers;
 mod docs;
 mod functions;
 mod isolation;
+mod mistakes;
 mod refusals;
 mod restart;
 mod roles;

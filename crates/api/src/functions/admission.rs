@@ -42,6 +42,7 @@ pub fn validate(function: &Function) -> Vec<Problem> {
     check_build(spec, &mut problems);
     check_env(spec, &mut problems);
     check_volumes(spec, &mut problems);
+    check_resources(spec, &mut problems);
     check_timeout(spec, &mut problems);
     check_scaling(spec, &mut problems);
     if let Some(trigger) = spec.triggers.iter().position(|trigger| !is_plain_http(trigger)) {
@@ -81,7 +82,9 @@ fn check_runtime(spec: &FunctionSpec, problems: &mut Problems) {
     } else if RUNTIMES_TO_COME.contains(&runtime) && !from_image {
         problems.add("spec.runtime", format!("{runtime} is not there yet; use one of {known}, or spec.source.image"));
     } else if !RUNTIMES.contains(&runtime) && !from_image {
-        problems.add("spec.runtime", format!("unknown runtime {runtime:?}; use one of {known}"));
+        let meant = base::nearest(runtime, RUNTIMES.iter().copied());
+        let cure = meant.map_or_else(|| format!("use one of {known}"), |meant| format!("did you mean {meant}?"));
+        problems.add("spec.runtime", format!("unknown runtime {runtime:?}; {cure}"));
     }
 }
 
@@ -268,6 +271,33 @@ fn check_volumes(spec: &FunctionSpec, problems: &mut Problems) {
     }
 }
 
+fn check_resources(spec: &FunctionSpec, problems: &mut Problems) {
+    let Some(resources) = &spec.resources else { return };
+    let quantity = |text: &str| base::quantity::Quantity::parse(text).ok().filter(|found| found.milli() >= 0);
+    for (list, quantities) in [("requests", &resources.requests), ("limits", &resources.limits)] {
+        for (name, given) in quantities.iter().flatten() {
+            let field = format!("spec.resources.{list}.{name}");
+            if quantity(&given.0).is_none() {
+                let example = if name == "cpu" { "250m or 1" } else { "64Mi or 1Gi" };
+                problems.add(&field, format!("{:?} is not a quantity; write it like {example}", given.0));
+            }
+            if !["cpu", "memory", "ephemeral-storage"].contains(&name.as_str()) {
+                problems.add(&field, "is not a resource of this platform; there are cpu, memory and ephemeral-storage");
+            }
+        }
+    }
+    for (name, limit) in resources.limits.iter().flatten() {
+        let request = resources.requests.iter().flatten().find(|(other, _)| *other == name).map(|(_, request)| request);
+        if let Some(request) = request
+            && let (Some(least), Some(most)) = (quantity(&request.0), quantity(&limit.0))
+            && least > most
+        {
+            let text = format!("{} is more than the limit, {}; lower one or raise the other", request.0, limit.0);
+            problems.add(&format!("spec.resources.requests.{name}"), text);
+        }
+    }
+}
+
 fn check_timeout(spec: &FunctionSpec, problems: &mut Problems) {
     let Some(text) = spec.timeout.as_deref() else { return };
     match parse_duration(text) {
@@ -361,7 +391,20 @@ mod tests {
             (serde_json::json!({"source": inline}), "spec.runtime: is missing; use one of python"),
             (
                 serde_json::json!({"runtime": "pyton", "source": inline}),
-                "spec.runtime: unknown runtime \"pyton\"; use one",
+                "spec.runtime: unknown runtime \"pyton\"; did you mean python?",
+            ),
+            (
+                serde_json::json!({"runtime": "cobol", "source": inline}),
+                "spec.runtime: unknown runtime \"cobol\"; use one of python",
+            ),
+            (
+                serde_json::json!({"runtime": "python", "source": inline, "resources": {"limits": {"memory": "64MB"}}}),
+                "spec.resources.limits.memory: \"64MB\" is not a quantity; write it like 64Mi",
+            ),
+            (
+                serde_json::json!({"runtime": "python", "source": inline,
+                    "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "500m"}}}),
+                "spec.resources.requests.cpu: 2 is more than the limit, 500m",
             ),
             (serde_json::json!({"runtime": "wasm", "source": inline}), "spec.runtime: wasm is not there yet"),
             (serde_json::json!({"runtime": "python"}), "spec.source: is missing; give one of"),

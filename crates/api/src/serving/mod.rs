@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::conditions::Condition;
@@ -24,7 +25,7 @@ pub const ROUTE_DEPENDENTS: &[&str] = &["AllTrafficAssigned", "IngressReady", "C
 pub const CONFIGURATION_DEPENDENTS: &[&str] = &[];
 
 /// What a Service asks for: a template for Revisions and a split of traffic over them.
-#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(group = "serving.knative.dev", version = "v1", kind = "Service", plural = "services", namespaced)]
 #[kube(status = "ServiceStatus", schema = "disabled", derive = "Default", derive = "PartialEq")]
 #[serde(rename_all = "camelCase", default)]
@@ -93,7 +94,7 @@ pub struct ConfigurationStatus {
 }
 
 /// Metadata and spec of Revisions to come.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RevisionTemplate {
     /// Labels, annotations and, optionally, the Revision's own name.
@@ -104,7 +105,7 @@ pub struct RevisionTemplate {
 }
 
 /// One immutable version: a pod spec and how requests reach it.
-#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(group = "serving.knative.dev", version = "v1", kind = "Revision", plural = "revisions", namespaced)]
 #[kube(status = "RevisionStatus", schema = "disabled", derive = "Default", derive = "PartialEq")]
 #[serde(rename_all = "camelCase", default)]
@@ -195,7 +196,7 @@ pub struct RouteStatus {
 }
 
 /// One share of the traffic.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TrafficTarget {
     /// Name under which this target alone can be reached.

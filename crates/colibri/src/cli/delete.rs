@@ -20,6 +20,9 @@ const STEP: Duration = Duration::from_millis(50);
 
 /// Arguments of `colibri delete`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  colibri delete hello
+  colibri delete hello greet -n shop --no-wait")]
 pub struct DeleteArgs {
     /// Functions or services
     #[arg(required = true)]

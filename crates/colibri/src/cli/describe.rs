@@ -3,63 +3,63 @@
 use std::fmt::Write;
 
 use api::functions::Function;
-use api::serving::annotations::{CONFIGURATION_LABEL, REVISION_LABEL, SERVICE_LABEL};
-use api::serving::{Revision, Service, TrafficTarget};
+use api::serving::Revision;
+use api::serving::annotations::REVISION_LABEL;
 use clap::Args;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::ListParams;
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
+use serde_json::{Value, json};
 
-use super::access::{Access, Target};
-use super::error::{CliError, print};
+use super::access::Target;
+use super::advice::{self, Advice};
+use super::error::CliError;
+use super::output::{OutputArgs, tidy};
+use super::seen::{self, Seen};
+use super::style::Style;
 use super::table;
 use super::workload::{Workload, status_text};
 
 /// Arguments of `colibri describe`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  colibri describe hello                why it is not ready, its versions, its instances
+  colibri describe hello -n shop
+  colibri describe hello -o json | jq .advice")]
 pub struct DescribeArgs {
     /// Function or service
     name: String,
     #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
     target: Target,
-}
-
-/// What is shown of one workload.
-struct Seen {
-    workload: Workload,
-    traffic: Vec<TrafficTarget>,
-    revisions: Vec<Revision>,
-    pods: Vec<Pod>,
 }
 
 /// Prints everything about a function or a service.
 pub async fn run(args: DescribeArgs) -> Result<(), CliError> {
     let access = args.target.open().await?;
-    let workload = Workload::find(&access, &args.name).await?;
-    let seen = look(&access, workload, &args.name).await?;
-    print(&render(&seen, Timestamp::now()));
+    let seen = seen::look(&access, &args.name).await?;
+    let name = || format!("{}\n", seen.workload.full_name());
+    args.output.show(&value(&seen), name, || render(&seen, Timestamp::now(), Style::stdout()));
     Ok(())
 }
 
-async fn look(access: &Access, workload: Workload, name: &str) -> Result<Seen, CliError> {
-    let (client, namespace) = (access.client.clone(), access.namespace.as_str());
-    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-    let revisions: Api<Revision> = Api::namespaced(client.clone(), namespace);
-    let pods: Api<Pod> = Api::namespaced(client, namespace);
-    let failed = |what: &'static str| move |error| CliError::api(what, &error);
-    let service = services.get_opt(name).await.map_err(failed("read the service"))?;
-    let of_service = ListParams::default().labels(&format!("{CONFIGURATION_LABEL}={name}"));
-    let mut revisions = revisions.list(&of_service).await.map_err(failed("list revisions"))?.items;
-    revisions
-        .sort_by_key(|revision| std::cmp::Reverse((revision.creation_timestamp().map(|t| t.0), revision.name_any())));
-    let of_service = ListParams::default().labels(&format!("{SERVICE_LABEL}={name}"));
-    let pods = pods.list(&of_service).await.map_err(failed("list pods"))?.items;
-    let traffic = service.and_then(|service| service.status).map(|status| status.traffic).unwrap_or_default();
-    Ok(Seen { workload, traffic, revisions, pods })
+/// For programs: the objects as they are, and what is wrong.
+fn value(seen: &Seen) -> Value {
+    let all = |objects: Vec<Result<Value, serde_json::Error>>| -> Vec<Value> {
+        objects.into_iter().map(|object| tidy(object.unwrap_or_default())).collect()
+    };
+    let advice = advice::of(seen)
+        .map(|found| json!({"stage": found.stage, "cause": found.cause, "cure": found.cure, "failed": found.failed}));
+    json!({
+        "object": seen.workload.object(),
+        "advice": advice,
+        "revisions": all(seen.revisions.iter().map(serde_json::to_value).collect()),
+        "pods": all(seen.pods.iter().map(serde_json::to_value).collect()),
+    })
 }
 
-fn render(seen: &Seen, now: Timestamp) -> String {
+fn render(seen: &Seen, now: Timestamp, style: Style) -> String {
     let workload = &seen.workload;
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
@@ -78,9 +78,22 @@ fn render(seen: &Seen, now: Timestamp) -> String {
             line(name, &value);
         }
     }
+    if let Some(advice) = advice::of(seen) {
+        let _ = write!(text, "\n{}", why(&advice, style));
+    }
     let _ = write!(text, "\nConditions:\n{}", indent(&conditions(workload)));
     let _ = write!(text, "\nVersions:\n{}", indent(&versions(seen, now)));
     let _ = write!(text, "\nInstances:\n{}", indent(&instances(&seen.pods, now)));
+    text
+}
+
+/// What is wrong in words, and what to do.
+fn why(advice: &Advice, style: Style) -> String {
+    let title = if advice.failed { style.bad("Not ready, failed") } else { style.warning("Not ready yet, waiting") };
+    let mut text = format!("{title} at {}:\n{}", advice.stage, indent(&advice.cause));
+    if !advice.cure.is_empty() {
+        let _ = write!(text, "{}", indent(&format!("cure: {}", advice.cure)));
+    }
     text
 }
 
@@ -121,7 +134,7 @@ fn versions(seen: &Seen, now: Timestamp) -> String {
     let row = |revision: &Revision| {
         let name = revision.name_any();
         let share: i64 = seen
-            .traffic
+            .traffic()
             .iter()
             .filter(|target| target.revision_name.as_deref() == Some(&name))
             .filter_map(|target| target.percent)
@@ -183,20 +196,25 @@ mod tests {
         let revision = |name: &str, status: &str| {
             serde_json::json!({
                 "metadata": {"name": name, "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {},
-                "status": {"conditions": [{"type": "Ready", "status": status}]},
+                "status": {"conditions": [
+                    {"type": "Ready", "status": status, "reason": "ExitCode1", "message": "main.py:1: SyntaxError: x\n    y"},
+                ]},
             })
         };
         let pod = serde_json::json!({
             "metadata": {"name": "p", "labels": {REVISION_LABEL: "greet-00001"}, "creationTimestamp": "2026-01-01T00:00:30Z"},
             "status": {"phase": "Running", "podIP": "10.0.0.2"},
         });
+        let service = serde_json::json!({
+            "metadata": {"name": "greet", "generation": 2}, "spec": {},
+            "status": {
+                "observedGeneration": 2, "latestCreatedRevisionName": "greet-00002",
+                "traffic": [{"revisionName": "greet-00001", "percent": 100}],
+            },
+        });
         let seen = Seen {
             workload: Workload::Function(object(function)),
-            traffic: vec![TrafficTarget {
-                revision_name: Some("greet-00001".into()),
-                percent: Some(100),
-                ..Default::default()
-            }],
+            service: Some(object(service)),
             revisions: vec![object(revision("greet-00002", "False")), object(revision("greet-00001", "True"))],
             pods: vec![object(pod)],
         };
@@ -210,19 +228,24 @@ mod tests {
             Handler:     main.handle
             Scaling:     idle 60s, max 3
 
+            Not ready, failed at container:
+              the container ended with exit code 1: main.py:1: SyntaxError: x
+                  y
+              cure: correct the code and deploy again
+
             Conditions:
               TYPE            STATUS   REASON      MESSAGE
               RevisionReady   False    ExitCode1   main.py:1: SyntaxError: x |     y
 
             Versions:
               NAME          TRAFFIC   READY   INSTANCES   AGE   REASON
-              greet-00002             False   0           1m
-              greet-00001   100%      True    1           1m
+              greet-00002             False   0           1m    ExitCode1
+              greet-00001   100%      True    1           1m    ExitCode1
 
             Instances:
               NAME   PHASE     ADDRESS    AGE
               p      Running   10.0.0.2   30s
         "#]]
-        .assert_eq(&render(&seen, "2026-01-01T00:01:00Z".parse().unwrap()));
+        .assert_eq(&render(&seen, "2026-01-01T00:01:00Z".parse().unwrap(), Style::plain()));
     }
 }

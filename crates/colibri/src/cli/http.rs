@@ -50,8 +50,16 @@ async fn send(client: &Client, path: &str, request: Result<Request<Body>, ::http
     }
     let said = json.as_ref().and_then(|json| json.get("message")?.as_str().map(str::to_owned));
     let said = said.unwrap_or_else(|| String::from_utf8_lossy(&body).trim().to_owned());
-    let cure = if status == StatusCode::NOT_FOUND { "; the server is not Colibri's, or an older one" } else { "" };
-    Err(CliError::new(format!("the platform refused {path} with {status}: {said}{cure}")))
+    let cure = match status {
+        StatusCode::NOT_FOUND => {
+            "this API server is not Colibri's, or an older one: --context and --kubeconfig choose another"
+        }
+        StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
+            "use the administrator's kubeconfig: colibri kubeconfig prints it"
+        }
+        _ => "",
+    };
+    Err(CliError::new(format!("the platform refused {path} with {status}: {said}")).cured_by(cure))
 }
 
 /// A request to a service.

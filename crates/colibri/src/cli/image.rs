@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::access::Target;
 use super::error::{CliError, causes, print};
+use super::output::OutputArgs;
 use super::{http, table};
 
 /// Where the API server takes and lists images.
@@ -20,6 +21,9 @@ const ARCHIVE_LIMIT_BYTES: u64 = 4 << 30;
 
 /// Arguments of `colibri image`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  docker save web:latest | colibri image load -
+  colibri image pack target/release/web --tag web:latest --load")]
 pub struct ImageArgs {
     #[command(subcommand)]
     command: ImageCommand,
@@ -36,6 +40,9 @@ enum ImageCommand {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  docker save web:latest | colibri image load -
+  skopeo copy docker://docker.io/library/nginx oci-archive:nginx.tar && colibri image load nginx.tar --tag nginx:latest")]
 struct LoadArgs {
     /// Layout or archive; - is standard input
     #[arg(required = true)]
@@ -48,12 +55,19 @@ struct LoadArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  colibri image list -o name")]
 struct ListArgs {
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     target: Target,
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  colibri image pack web --tag web:latest --load
+  colibri image pack rootfs/ --tag web:latest --entrypoint /bin/web --output web.tar")]
 struct PackArgs {
     /// Static binary, or folder that becomes the image's root
     source: PathBuf,
@@ -108,7 +122,11 @@ async fn load(client: &kube::Client, path: &Path, tag: Option<&str>) -> Result<(
     }
     let query = |tag| url::form_urlencoded::Serializer::new(String::new()).append_pair("tag", tag).finish();
     let url = tag.map_or_else(|| IMAGES_PATH.to_owned(), |tag| format!("{IMAGES_PATH}?{}", query(tag)));
-    let answer = http::post(client, &url, "application/x-tar", archive.into()).await?;
+    let answer = http::post(client, &url, "application/x-tar", archive.into()).await.map_err(|error| {
+        let made = "docker save IMAGE -o image.tar, or skopeo copy docker://IMAGE oci-archive:image.tar";
+        CliError { message: format!("{shown} was not loaded: {}", error.message), ..error }
+            .cured_by(&format!("make it again: {made}"))
+    })?;
     report(&answer, path)
 }
 
@@ -131,7 +149,11 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 async fn list(args: ListArgs) -> Result<(), CliError> {
     let access = args.target.open().await?;
     let answer = http::get(&access.client, IMAGES_PATH).await?;
-    print(&render(images(&answer)));
+    let names = || {
+        let name = |image: &Value| text(image, "reference").map(|name| format!("{name}\n"));
+        images(&answer).iter().filter_map(name).collect()
+    };
+    args.output.show(&answer, names, || render(images(&answer)));
     Ok(())
 }
 
@@ -187,7 +209,7 @@ fn render(images: &[Value]) -> String {
         vec![
             text(image, "reference").unwrap_or_default().to_owned(),
             text(image, "digest").unwrap_or_default().chars().take("sha256:".len() + 12).collect(),
-            size(image.get("size").and_then(Value::as_u64).unwrap_or(0)),
+            table::size(image.get("size").and_then(Value::as_u64).unwrap_or(0)),
             if loaded { "loaded" } else { "registry" }.to_owned(),
         ]
     };
@@ -198,27 +220,9 @@ fn text<'a>(value: &'a Value, field: &str) -> Option<&'a str> {
     value.get(field).and_then(Value::as_str)
 }
 
-/// Bytes as people read them.
-fn size(bytes: u64) -> String {
-    const KIB: u64 = 1 << 10;
-    const MIB: u64 = 1 << 20;
-    match bytes {
-        0..KIB => format!("{bytes} B"),
-        KIB..MIB => format!("{} KiB", bytes / KIB),
-        _ => format!("{}.{} MiB", bytes / MIB, bytes % MIB * 10 / MIB),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes() {
-        for (bytes, expected) in [(0, "0 B"), (1023, "1023 B"), (2048, "2 KiB"), (3 << 19, "1.5 MiB")] {
-            assert_eq!(size(bytes), expected);
-        }
-    }
 
     #[test]
     fn images_are_listed() {

@@ -7,15 +7,23 @@ use ::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use bytes::Bytes;
 use clap::Args;
 use http_body_util::BodyExt;
+use serde_json::Value;
 use url::Url;
 
-use super::access::Target;
+use super::access::{Access, Target};
 use super::error::{CliError, causes, print, print_bytes};
 use super::http::{self, Call};
+use super::output::{Format, OutputArgs};
 use super::workload::Workload;
 
 /// Arguments of `colibri invoke`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  colibri invoke hello
+  colibri invoke hello -d '{\"name\": \"you\"}'             POST, as JSON
+  colibri invoke hello --path '/a?b=c' -X PUT -H 'X-Test: 1'
+  colibri invoke hello -q | jq .                       the body alone
+  colibri invoke hello -o json | jq .coldStart")]
 pub struct InvokeArgs {
     /// Function or service
     name: String,
@@ -40,9 +48,11 @@ pub struct InvokeArgs {
     /// Print nothing but the answer's body
     #[arg(long, short)]
     quiet: bool,
-    /// Longest wait for the answer, in seconds
-    #[arg(long, default_value_t = 600)]
-    timeout: u64,
+    /// Longest wait for the answer, such as 30s
+    #[arg(long, default_value = "10m", value_parser = super::parse_duration)]
+    timeout: Duration,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     target: Target,
 }
@@ -54,36 +64,126 @@ pub async fn run(args: InvokeArgs) -> Result<(), CliError> {
     let workload = Workload::find(&access, &args.name).await?;
     let Some(url) = workload.url() else {
         let (_, reason) = workload.ready();
-        return Err(CliError::new(format!(
-            "{} has no URL yet ({reason}); colibri describe {} tells why",
-            args.name, args.name
-        )));
+        let error = CliError::new(format!("{} has no URL yet ({reason})", args.name));
+        return Err(error.cured_by(&why(&access, &args.name).await));
     };
     let place = place(url, access.gateway.as_deref())?;
     let started = Instant::now();
-    let limit = Duration::from_secs(args.timeout);
+    let limit = args.timeout;
     let sent = http::call(&place.address, Call { host: place.host, ..call });
-    let late = || CliError::new(format!("{} gave no answer within {}s", args.name, limit.as_secs()));
-    let mut answer = tokio::time::timeout(limit, sent).await.map_err(|_| late())??;
+    let late = || {
+        CliError::new(format!("{} gave no answer within {limit:?}", args.name))
+            .cured_by(&format!("--timeout waits longer; colibri logs {} tells what it does", args.name))
+    };
+    let answer = tokio::time::timeout(limit, sent).await.map_err(|_| late())??;
     let took = started.elapsed();
+    let (status, headers) = (answer.status, answer.headers.clone());
+    let timing = headers.get("server-timing").and_then(|value| value.to_str().ok());
+    if args.output.output == Format::Table {
+        if !args.quiet {
+            print(&format!("{}\n", summary(status, took, timing)));
+        }
+        if args.include {
+            for (name, value) in &headers {
+                print(&format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
+            }
+            print("\n");
+        }
+        stream(answer, print_bytes).await?;
+    } else {
+        let mut body = Vec::new();
+        stream(answer, |piece| body.extend_from_slice(piece)).await?;
+        let value = value(status, &headers, took, timing, &body);
+        let name = || format!("{}\n", workload.full_name());
+        args.output.show(&value, name, String::new);
+    }
+    if !status.is_client_error() && !status.is_server_error() {
+        return Ok(());
+    }
     if !args.quiet {
-        let timing = answer.headers.get("server-timing").and_then(|value| value.to_str().ok());
-        print(&format!("{}\n", summary(answer.status, took, timing)));
+        eprintln!("cure: {}", cure(&access, &args.name, status).await);
     }
-    if args.include {
-        for (name, value) in &answer.headers {
-            print(&format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
-        }
-        print("\n");
-    }
+    Err(CliError { message: String::new(), code: 4 })
+}
+
+/// Hands over the body piece by piece.
+async fn stream(mut answer: http::Answer, mut take: impl FnMut(&[u8])) -> Result<(), CliError> {
     while let Some(frame) = answer.body.frame().await {
-        let frame = frame.map_err(|error| CliError::new(format!("the answer broke off: {}", causes(&error))))?;
+        let frame = frame.map_err(|error| {
+            let text = format!("the answer broke off: {}", causes(&error));
+            CliError::new(text).cured_by("the program ended or ran into its timeout: colibri logs tells more")
+        })?;
         if let Some(data) = frame.data_ref() {
-            print_bytes(data);
+            take(data);
         }
     }
-    let failed = answer.status.is_client_error() || answer.status.is_server_error();
-    if failed { Err(CliError { message: String::new(), code: 4 }) } else { Ok(()) }
+    Ok(())
+}
+
+/// What is wrong with a workload, in one text.
+async fn why(access: &Access, name: &str) -> String {
+    let seen = super::seen::look(access, name).await.ok();
+    let advice = seen.as_ref().and_then(super::advice::of);
+    advice.map_or_else(|| format!("colibri describe {name} tells why"), |advice| advice.to_string())
+}
+
+/// What to do about an answer that is an error.
+async fn cure(access: &Access, name: &str, status: ::http::StatusCode) -> String {
+    use ::http::StatusCode as Code;
+    match status {
+        Code::GATEWAY_TIMEOUT => format!(
+            "{}; a program that needs longer gets spec.timeout (a function) or timeoutSeconds (a service), at most 600s",
+            why(access, name).await
+        ),
+        Code::BAD_GATEWAY | Code::SERVICE_UNAVAILABLE => why(access, name).await,
+        status if status.is_server_error() => format!("look for the request in the log: colibri logs {name} --tail 50"),
+        Code::NOT_FOUND => "the program has no such path; --path names another".to_owned(),
+        _ => "the program refused the request: look at its method, headers and body".to_owned(),
+    }
+}
+
+/// For programs. A body that is JSON is given as such.
+fn value(status: ::http::StatusCode, headers: &HeaderMap, took: Duration, timing: Option<&str>, body: &[u8]) -> Value {
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let mut all = serde_json::Map::new();
+    for (name, value) in headers {
+        let entry = all.entry(name.as_str()).or_insert_with(|| Value::Array(Vec::new()));
+        if let Some(list) = entry.as_array_mut() {
+            list.push(text(value).into());
+        }
+    }
+    let timing = Timing::parse(timing.unwrap_or_default());
+    serde_json::json!({
+        "status": status.as_u16(),
+        "milliseconds": took.as_secs_f64() * 1000.0,
+        "coldStart": timing.cold,
+        "stages": timing.stages.into_iter().collect::<serde_json::Map<_, _>>(),
+        "headers": all,
+        "body": serde_json::from_slice(body).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(body))),
+    })
+}
+
+/// What `Server-Timing` says.
+#[derive(Debug, Default)]
+struct Timing {
+    cold: bool,
+    /// Name and milliseconds.
+    stages: Vec<(String, Value)>,
+}
+
+impl Timing {
+    fn parse(text: &str) -> Self {
+        let mut timing = Self::default();
+        for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            let (name, rest) = entry.split_once(';').unwrap_or((entry, ""));
+            timing.cold |= name == "cold";
+            let duration = rest.split(';').find_map(|part| part.trim().strip_prefix("dur="));
+            if let Some(milliseconds) = duration.and_then(|text| text.parse::<f64>().ok()) {
+                timing.stages.push((name.to_owned(), milliseconds.into()));
+            }
+        }
+        timing
+    }
 }
 
 fn request(args: &InvokeArgs) -> Result<Call, CliError> {
@@ -170,17 +270,13 @@ pub fn curl_line(url: &str, gateway: Option<&str>) -> String {
 fn summary(status: ::http::StatusCode, took: Duration, timing: Option<&str>) -> String {
     let reason = status.canonical_reason().unwrap_or_default();
     let took = format!("{} {reason} in {:.1} ms", status.as_u16(), took.as_secs_f64() * 1000.0);
-    let Some(timing) = timing else { return took };
-    let entries: Vec<&str> = timing.split(',').map(str::trim).collect();
-    if !entries.iter().any(|entry| entry.split(';').next() == Some("cold")) {
+    let Some(timing) = timing.map(Timing::parse) else { return took };
+    if !timing.cold {
         return format!("{took}, warm");
     }
-    let stage = |entry: &&str| {
-        let (name, rest) = entry.split_once(';')?;
-        let milliseconds: f64 = rest.split(';').find_map(|part| part.trim().strip_prefix("dur="))?.parse().ok()?;
-        ["schedule", "start", "probe", "app"].contains(&name).then(|| format!("{name} {milliseconds:.1} ms"))
-    };
-    let stages: Vec<String> = entries.iter().filter_map(stage).collect();
+    let shown = timing.stages.iter().filter(|(name, _)| ["schedule", "start", "probe", "app"].contains(&name.as_str()));
+    let stages: Vec<String> =
+        shown.map(|(name, time)| format!("{name} {:.1} ms", time.as_f64().unwrap_or_default())).collect();
     if stages.is_empty() { format!("{took}, cold") } else { format!("{took}, cold ({})", stages.join(", ")) }
 }
 
@@ -239,6 +335,18 @@ mod tests {
         let gateway = Some("http://127.0.0.1:8080");
         assert_eq!(curl_line("http://a.b.localhost:8080", gateway), "curl http://a.b.localhost:8080/");
         assert_eq!(curl_line("http://a.b.my.org", gateway), "curl -H 'Host: a.b.my.org' http://127.0.0.1:8080/");
+    }
+
+    #[test]
+    fn programs_get_everything() {
+        let headers = HeaderMap::from_iter([(::http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain"))]);
+        let shown = |body: &[u8]| {
+            let timing = Some("route;dur=0.5, cold, app;dur=3");
+            value(::http::StatusCode::OK, &headers, Duration::from_millis(7), timing, body)
+        };
+        expect_test::expect![[r#"{"body":{"a":1},"coldStart":true,"headers":{"content-type":["text/plain"]},"milliseconds":7.0,"stages":{"app":3.0,"route":0.5},"status":200}"#]]
+            .assert_eq(&shown(b"{\"a\": 1}").to_string());
+        assert_eq!(shown(b"text")["body"], "text");
     }
 
     #[test]

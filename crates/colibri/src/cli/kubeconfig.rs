@@ -7,6 +7,9 @@ use super::error::{CliError, print};
 
 /// Arguments of `colibri kubeconfig`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  export KUBECONFIG=$(colibri kubeconfig --path)
+  colibri kubeconfig > admin.yml")]
 pub struct KubeconfigArgs {
     #[command(flatten)]
     target: Target,

@@ -4,18 +4,25 @@ use clap::Args;
 use jiff::Timestamp;
 
 use super::access::Target;
-use super::error::{CliError, print};
+use super::error::CliError;
+use super::output::{Format, OutputArgs, list_of};
 use super::table;
 use super::workload::Workload;
 
 /// Arguments of `colibri list`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  colibri list -A                       of every namespace
+  colibri list -o name                  function.functions.colibri.dev/hello, as kubectl takes it
+  colibri list -o json | jq '.items[].status.url'")]
 pub struct ListArgs {
-    #[command(flatten)]
-    target: Target,
     /// Of every namespace
     #[arg(long, short = 'A')]
     all_namespaces: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    target: Target,
 }
 
 /// Prints a table of functions and services.
@@ -23,12 +30,14 @@ pub async fn run(args: ListArgs) -> Result<(), CliError> {
     let access = args.target.open().await?;
     let namespace = (!args.all_namespaces).then_some(access.namespace.as_str());
     let found = Workload::list(&access.client, namespace).await?;
-    if found.is_empty() {
+    if found.is_empty() && args.output.output == Format::Table {
         let place = namespace.map_or_else(|| "any namespace".to_owned(), |name| format!("namespace {name}"));
         eprintln!("no function or service in {place}; colibri deploy DIR makes a function");
         return Ok(());
     }
-    print(&render(&found, args.all_namespaces, Timestamp::now()));
+    let all = list_of(found.iter().map(Workload::object).collect());
+    let names = || found.iter().map(|workload| format!("{}\n", workload.full_name())).collect();
+    args.output.show(&all, names, || render(&found, args.all_namespaces, Timestamp::now()));
     Ok(())
 }
 

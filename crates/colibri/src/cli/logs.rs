@@ -6,13 +6,15 @@ use std::time::Duration;
 use api::serving::annotations::{REVISION_LABEL, SERVICE_LABEL, USER_CONTAINER};
 use clap::Args;
 use futures::AsyncReadExt;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, LogParams};
 use kube::{Api, ResourceExt};
 use tokio::task::JoinSet;
 
-use super::access::Target;
+use super::access::{Access, Target};
 use super::error::{CliError, print_bytes};
+use super::seen;
 use super::workload::Workload;
 
 /// How often new instances are looked for while following.
@@ -22,6 +24,10 @@ const LINE_LIMIT_BYTES: usize = 256 << 10;
 
 /// Arguments of `colibri logs`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  colibri logs hello --tail 20
+  colibri logs hello -f --since 5m      and what comes, also of new instances
+  colibri logs hello --previous         of the run before the last restart")]
 pub struct LogsArgs {
     /// Function or service
     name: String,
@@ -29,11 +35,14 @@ pub struct LogsArgs {
     #[arg(long, short)]
     follow: bool,
     /// Only the last lines of each instance
-    #[arg(long, value_name = "LINES")]
+    #[arg(long, value_name = "LINES", value_parser = clap::value_parser!(i64).range(0..))]
     tail: Option<i64>,
-    /// Only lines of the last seconds
-    #[arg(long, value_name = "SECONDS")]
-    since: Option<i64>,
+    /// Only lines of that time until now, such as 30s, 5m or 1h30m
+    #[arg(long, value_name = "DURATION", value_parser = super::parse_duration, conflicts_with = "since_time")]
+    since: Option<Duration>,
+    /// Only lines since that moment, such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    since_time: Option<Timestamp>,
     /// Only instances of this version
     #[arg(long, value_name = "NAME")]
     version: Option<String>,
@@ -62,6 +71,9 @@ pub async fn run(args: LogsArgs) -> Result<(), CliError> {
         Ok::<_, CliError>(found.items.iter().map(ResourceExt::name_any).collect::<Vec<_>>())
     };
     let mut names = list().await?;
+    if let (true, Some(version)) = (names.is_empty(), &args.version) {
+        known(&access, &args.name, version).await?;
+    }
     if names.is_empty() && !args.follow {
         eprintln!("no instance of {} runs; colibri invoke {} starts one", args.name, args.name);
         return Ok(());
@@ -90,13 +102,24 @@ pub async fn run(args: LogsArgs) -> Result<(), CliError> {
     failure.map_or(Ok(()), Err)
 }
 
+/// Whether there is such a version, if it has no instance now.
+async fn known(access: &Access, name: &str, version: &str) -> Result<(), CliError> {
+    let versions: Vec<String> = seen::look(access, name).await?.revisions.iter().map(ResourceExt::name_any).collect();
+    if versions.iter().any(|known| known == version) {
+        return Ok(());
+    }
+    Err(CliError::new(format!("there is no version {version} of {name}; there are: {}", versions.join(", "))))
+}
+
 /// Prints one instance's log to its end.
 async fn stream(pods: Api<Pod>, name: String, args: LogsArgs, prefixed: bool) -> Result<(), CliError> {
     let params = LogParams {
         container: Some(USER_CONTAINER.to_owned()),
         follow: args.follow,
         tail_lines: args.tail,
-        since_seconds: args.since,
+        // Whole seconds, at least one: the API server refuses 0.
+        since_seconds: args.since.map(|since| i64::try_from(since.as_secs().max(1)).unwrap_or(i64::MAX)),
+        since_time: args.since_time,
         previous: args.previous,
         timestamps: args.timestamps,
         ..LogParams::default()

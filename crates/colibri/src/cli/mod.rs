@@ -8,9 +8,13 @@
 //! | 3         | no platform answers                                         |
 //! | 4         | `invoke`: the answer's status is 400 or more                |
 //!
+//! The table stands in `docs/cli.md` too.
+//!
 //! None of them needs DNS: the gateway's address comes from the platform's own files.
 
 pub mod access;
+mod advice;
+mod completion;
 mod delete;
 mod deploy;
 mod describe;
@@ -22,10 +26,14 @@ mod invoke;
 mod kubeconfig;
 mod list;
 mod logs;
+mod output;
+mod seen;
+mod style;
 mod table;
 mod workload;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Subcommand;
 
@@ -50,6 +58,8 @@ pub enum Command {
     Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Check this machine and the platform on it
     Doctor(doctor::DoctorArgs),
+    /// Print the completion script of a shell
+    Completion(completion::CompletionArgs),
     /// Print the version
     Version,
 }
@@ -68,6 +78,10 @@ pub async fn run(command: Command) -> ExitCode {
         Command::Image(args) => image::run(args).await,
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Doctor(args) => doctor::run(args).await,
+        Command::Completion(args) => {
+            completion::run(&args, <crate::Arguments as clap::CommandFactory>::command());
+            Ok(())
+        }
         Command::Version => {
             error::print(&format!("colibri {}\n", env!("CARGO_PKG_VERSION")));
             Ok(())
@@ -77,9 +91,18 @@ pub async fn run(command: Command) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !error.message.is_empty() {
-                eprintln!("error: {}", error.message);
+                let style = style::Style::stderr();
+                eprintln!("{} {}", style.bold(&style.bad("error:")), error.message);
             }
             ExitCode::from(error.code)
         }
+    }
+}
+
+/// `90s`, `5m`, `1h30m`; a number alone means seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => api::functions::settings::parse_duration(text),
     }
 }

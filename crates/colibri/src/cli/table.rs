@@ -42,6 +42,17 @@ pub fn age(then: Option<Timestamp>, now: Timestamp) -> String {
     }
 }
 
+/// Bytes as people read them.
+pub fn size(bytes: u64) -> String {
+    const KIB: u64 = 1 << 10;
+    const MIB: u64 = 1 << 20;
+    match bytes {
+        0..KIB => format!("{bytes} B"),
+        KIB..MIB => format!("{} KiB", bytes / KIB),
+        _ => format!("{}.{} MiB", bytes / MIB, bytes % MIB * 10 / MIB),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +61,13 @@ mod tests {
     fn columns_fit_their_widest_cell() {
         let rows = vec![vec!["a".to_owned(), "1".to_owned()], vec!["longer".to_owned(), String::new()]];
         assert_eq!(render(&["NAME", "N"], &rows), "NAME     N\na        1\nlonger\n");
+    }
+
+    #[test]
+    fn sizes() {
+        for (bytes, expected) in [(0, "0 B"), (1023, "1023 B"), (2048, "2 KiB"), (3 << 19, "1.5 MiB")] {
+            assert_eq!(size(bytes), expected);
+        }
     }
 
     #[test]

@@ -5,10 +5,14 @@ use api::functions::Function;
 use api::serving::Service;
 use api::serving::annotations::FUNCTION_LABEL;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
+use serde_json::Value;
 
 use super::access::Access;
 use super::error::CliError;
+use super::output;
 
 /// A Function or a Service.
 #[derive(Clone, Debug)]
@@ -34,11 +38,52 @@ impl Workload {
         let services: Api<Service> = Api::namespaced(access.client.clone(), &access.namespace);
         match optional(services.get_opt(name).await, &what)? {
             Some(service) => Ok(Self::Service(Box::new(service))),
-            None => Err(CliError::new(format!(
-                "there is no function or service {name} in namespace {}; colibri list --all-namespaces shows what there is",
-                access.namespace
-            ))),
+            None => Err(Self::missing(access, name).await),
         }
+    }
+
+    /// Says that there is none of that name, and what there is.
+    async fn missing(access: &Access, name: &str) -> CliError {
+        let namespaces: Api<Namespace> = Api::all(access.client.clone());
+        let namespace = &access.namespace;
+        // Who may not read namespaces is told of the workload alone.
+        if let Ok(None) = namespaces.get_opt(namespace).await {
+            let list = namespaces.list(&ListParams::default()).await.map(|list| list.items).unwrap_or_default();
+            let names: Vec<String> = list.iter().map(ResourceExt::name_any).collect();
+            let meant = base::nearest(namespace, names.iter().map(String::as_str));
+            let meant = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+            let cure = format!("make it: kubectl create namespace {namespace}; or choose another with -n");
+            return CliError::new(format!("there is no namespace {namespace}{meant}")).cured_by(&cure);
+        }
+        let there = Self::list(&access.client, Some(namespace)).await.unwrap_or_default();
+        let names: Vec<String> = there.iter().map(Self::name).collect();
+        let meant = base::nearest(name, names.iter().map(String::as_str));
+        let meant = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+        CliError::new(format!("there is no function or service {name} in namespace {namespace}{meant}"))
+            .cured_by("colibri list --all-namespaces shows what there is, colibri deploy makes one")
+    }
+
+    /// The whole object, as the API server has it.
+    pub fn object(&self) -> Value {
+        let (kind, version, object) = match self {
+            Self::Function(function) => ("Function", "functions.colibri.dev/v1", serde_json::to_value(function)),
+            Self::Service(service) => ("Service", "serving.knative.dev/v1", serde_json::to_value(service)),
+        };
+        let mut object = object.unwrap_or_default();
+        if let Some(fields) = object.as_object_mut() {
+            fields.insert("kind".to_owned(), kind.into());
+            fields.insert("apiVersion".to_owned(), version.into());
+        }
+        output::tidy(object)
+    }
+
+    /// As kubectl names it: `function.functions.colibri.dev/greet`.
+    pub fn full_name(&self) -> String {
+        let kind = match self {
+            Self::Function(_) => "function.functions.colibri.dev",
+            Self::Service(_) => "service.serving.knative.dev",
+        };
+        format!("{kind}/{}", self.name())
     }
 
     /// All of one namespace, or of every namespace.
@@ -47,7 +92,7 @@ impl Workload {
     ///
     /// When the server does not answer.
     pub async fn list(client: &Client, namespace: Option<&str>) -> Result<Vec<Self>, CliError> {
-        let params = kube::api::ListParams::default();
+        let params = ListParams::default();
         let functions: Api<Function> = namespaced(client, namespace);
         let services: Api<Service> = namespaced(client, namespace);
         let found = functions.list(&params).await.map_err(|error| CliError::api("list functions", &error))?;

@@ -128,6 +128,7 @@ fn options(container: &str, query: &str) -> LogOptions {
         timestamps: flag("timestamps"),
         tail_lines: number("tailLines"),
         since_seconds: number("sinceSeconds"),
+        since_time: get("sinceTime").and_then(|value| value.parse().ok()),
         limit_bytes: number("limitBytes"),
     }
 }
@@ -152,6 +153,7 @@ mod tests {
             timestamps: true,
             tail_lines: Some(5),
             since_seconds: Some(60),
+            since_time: None,
             limit_bytes: Some(9),
         };
         assert_eq!(asked, expected);

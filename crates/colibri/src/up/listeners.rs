@@ -89,7 +89,7 @@ pub fn listen(ip: IpAddr, port: u16, purpose: &'static str, flag: &'static str) 
 }
 
 /// ` by NAME (process PID)`, if the owner of a listening TCP port can be found.
-fn owner(port: u16) -> String {
+pub fn owner(port: u16) -> String {
     let find = || {
         let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|file| {
             let text = std::fs::read_to_string(file).ok()?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 pub use args::UpArgs;
-pub use listeners::{Listeners, listen};
+pub use listeners::{Listeners, listen, owner as owner_of_port};
 
 use crate::data_dir::{self, DataDir, ENDPOINTS, KUBECONFIG};
 use crate::platform::{Addresses, Platform};

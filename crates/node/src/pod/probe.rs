@@ -125,18 +125,86 @@ impl Schedule {
     }
 }
 
-/// Tries HTTP and TCP; `None` for what it cannot do.
-pub async fn attempt(action: &Action, limit: Duration) -> Option<bool> {
-    match action {
-        Action::Exec(_) => None,
+/// Tries HTTP and TCP; `None` for what it cannot do, else what went wrong.
+pub async fn attempt(action: &Action, limit: Duration) -> Option<Result<(), Failure>> {
+    let tried = match action {
+        Action::Exec(_) => return None,
         Action::Tcp { host, port } => {
-            let connected = timeout(limit, TcpStream::connect((host.as_str(), *port))).await;
-            Some(matches!(connected, Ok(Ok(_))))
+            timeout(limit, TcpStream::connect((host.as_str(), *port))).await.map(|connected| connected.map(|_| Ok(())))
         }
         Action::Http { host, port, path, headers } => {
-            let answered = timeout(limit, get(host, *port, path, headers)).await;
-            Some(answered.ok().and_then(Result::ok).flatten().is_some_and(|status| (200..400).contains(&status)))
+            timeout(limit, get(host, *port, path, headers)).await.map(|answered| answered.map(judge))
         }
+    };
+    Some(match tried {
+        Ok(Ok(judged)) => judged,
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Err(Failure::Refused),
+        Ok(Err(error)) => Err(Failure::Broken(error.kind())),
+        Err(_) => Err(Failure::Late),
+    })
+}
+
+/// Source: Kubernetes, HTTP probes: 200 to 399 is success.
+fn judge(status: Option<u16>) -> Result<(), Failure> {
+    match status {
+        Some(200..400) => Ok(()),
+        Some(status) => Err(Failure::Status(status)),
+        None => Err(Failure::NotHttp),
+    }
+}
+
+/// Why a try did not succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Nobody listens where the probe goes.
+    Refused,
+    /// The connection could not be used.
+    Broken(std::io::ErrorKind),
+    /// No answer in time.
+    Late,
+    /// An HTTP status that is no success.
+    Status(u16),
+    /// An answer that is not HTTP.
+    NotHttp,
+    /// The command did not end with 0.
+    Command,
+}
+
+impl Action {
+    /// Where it goes, for people.
+    fn place(&self) -> String {
+        match self {
+            Self::Http { port, path, .. } => format!("GET {path} on port {port}"),
+            Self::Tcp { port, .. } => format!("port {port}"),
+            Self::Exec(args) => format!("the command {}", args.join(" ")),
+        }
+    }
+
+    /// The port, where there is one.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Http { port, .. } | Self::Tcp { port, .. } => Some(*port),
+            Self::Exec(_) => None,
+        }
+    }
+}
+
+/// What a person should read of a probe that fails, where the connection itself is not the problem.
+pub fn explain(action: &Action, failure: Failure, limit: Duration) -> String {
+    let place = action.place();
+    match failure {
+        Failure::Refused => format!("{place}: the connection is refused"),
+        Failure::Broken(kind) => format!("{place}: the connection broke ({kind})"),
+        Failure::Late => {
+            format!("{place}: no answer within {limit:?}; answer faster, or raise the probe's timeoutSeconds")
+        }
+        Failure::Status(status) => {
+            format!(
+                "{place} was answered with {status}, a probe wants 200 to 399; correct the probe's path or the answer"
+            )
+        }
+        Failure::NotHttp => format!("{place}: the answer is not HTTP; use a tcpSocket probe, or name another port"),
+        Failure::Command => format!("{place} did not end with 0"),
     }
 }
 

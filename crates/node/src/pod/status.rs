@@ -1,5 +1,7 @@
 //! A pod's status, made from its machine.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
@@ -42,6 +44,20 @@ pub fn make(pod: &Pod, machine: &Machine, addresses: &Addresses, now: Timestamp)
         qos_class: old.qos_class,
         observed_generation: pod.metadata.generation,
         ..PodStatus::default()
+    }
+}
+
+/// Adds to the conditions that are not True what is known of the containers that are not ready: after the list of
+/// their names, as in `containers with unready status: [web]: nothing listens on port 8080`.
+pub fn explain(status: &mut PodStatus, hints: &BTreeMap<String, String>) {
+    let text = hints.values().cloned().collect::<Vec<_>>().join("; ");
+    if text.is_empty() {
+        return;
+    }
+    for condition in status.conditions.iter_mut().flatten() {
+        if condition.reason.as_deref() == Some("ContainersNotReady") {
+            condition.message = Some(format!("{}: {text}", condition.message.as_deref().unwrap_or_default()));
+        }
     }
 }
 

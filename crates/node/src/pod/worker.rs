@@ -19,9 +19,9 @@ use super::env::Own;
 use super::machine::{Effect, Event, Machine, Phase, ProbeKind};
 use super::past::{self, Now};
 use super::prepare::{Ready, Refusal, Supplies, prepare};
-use super::probe::{self, Action, Schedule};
+use super::probe::{self, Action, Failure, Schedule};
 use super::status::{self, Addresses};
-use super::{machine, spec};
+use super::{listeners, machine, spec};
 use crate::events::{Events, Severity};
 use crate::logs::LogDir;
 use crate::sandbox::found::Found;
@@ -31,6 +31,9 @@ use crate::sandbox::{Sandbox, Sandboxes};
 const INBOX: usize = 64;
 /// Longest wait of a status that is not urgent.
 const STATUS_DELAY: Duration = Duration::from_millis(100);
+/// How long a probe may fail before the status says why, and how often it is asked again.
+const EXPLAIN_AFTER: Duration = Duration::from_secs(1);
+const EXPLAIN_EVERY: Duration = Duration::from_secs(2);
 /// Grace of a pod whose object is gone already.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
@@ -78,6 +81,13 @@ enum Inbound {
         spec: ExecSpec,
         answer: oneshot::Sender<bool>,
     },
+    /// A probe goes on failing.
+    Unready {
+        name: String,
+        kind: ProbeKind,
+        schedule: Schedule,
+        failure: Failure,
+    },
 }
 
 /// The task of one pod.
@@ -95,6 +105,8 @@ pub struct Worker {
     inbox: mpsc::Receiver<Inbound>,
     outbox: mpsc::Sender<Inbound>,
     probes: BTreeMap<String, CancellationToken>,
+    /// Why containers are not ready, as far as probes can tell.
+    hints: BTreeMap<String, String>,
     execs: BTreeMap<u64, oneshot::Sender<bool>>,
     next_exec: u64,
     status: watch::Sender<Option<(PodStatus, bool)>>,
@@ -135,6 +147,7 @@ impl Worker {
             inbox,
             outbox,
             probes: BTreeMap::new(),
+            hints: BTreeMap::new(),
             execs: BTreeMap::new(),
             next_exec,
             status: watch::Sender::new(None),
@@ -366,6 +379,7 @@ impl Worker {
                     self.step(Event::Refused { name, reason, message }).await;
                 }
             },
+            Inbound::Unready { name, kind, schedule, failure } => self.explain(name, kind, &schedule, failure),
             Inbound::Exec { mut spec, answer } => {
                 spec.id = self.next_exec;
                 self.next_exec += 1;
@@ -373,6 +387,21 @@ impl Worker {
                 self.send(Request::Exec(spec)).await;
             }
         }
+    }
+
+    /// Says in the status, and in an event, why a container is not ready.
+    fn explain(&mut self, name: String, kind: ProbeKind, schedule: &Schedule, failure: Failure) {
+        let refused = schedule.action.port().filter(|_| failure == Failure::Refused);
+        let sockets = || listeners::of_process(self.sandbox.as_ref()?.link.peer()?);
+        let nobody = refused.and_then(|port| listeners::explain(port, &sockets()?));
+        let text = nobody.unwrap_or_else(|| probe::explain(&schedule.action, failure, schedule.timeout));
+        if self.hints.get(&name) == Some(&text) {
+            return;
+        }
+        let what = if kind == ProbeKind::Startup { "Startup" } else { "Readiness" };
+        self.shared.events.post(&self.pod, Severity::Warning, "Unhealthy", format!("{what} probe failed: {text}"));
+        self.hints.insert(name, text);
+        self.publish(true);
     }
 
     async fn start(&mut self, name: String, mut ready: Ready) {
@@ -399,6 +428,9 @@ impl Worker {
 
     async fn step(&mut self, event: Event) {
         let was_ready = self.machine.ready();
+        if let Event::Probed { name, success: true, .. } = &event {
+            self.hints.remove(name);
+        }
         let effects = self.machine.step(event, Instant::now());
         for effect in effects {
             match effect {
@@ -433,7 +465,8 @@ impl Worker {
         if let Some((last, _)) = &*self.status.borrow() {
             base.status = Some(last.clone());
         }
-        let status = status::make(&base, &self.machine, &addresses, Timestamp::now());
+        let mut status = status::make(&base, &self.machine, &addresses, Timestamp::now());
+        status::explain(&mut status, &self.hints);
         self.status.send_replace(Some((status, urgent)));
     }
 
@@ -459,6 +492,7 @@ impl Worker {
     }
 
     fn stop_probes(&mut self, name: &str) {
+        self.hints.remove(name);
         if let Some(stop) = self.probes.remove(name) {
             stop.cancel();
         }
@@ -572,18 +606,28 @@ impl Prober {
         let _ = self.outbox.send(Inbound::Machine(event)).await;
     }
 
-    async fn attempt(&self, schedule: &Schedule) -> bool {
+    async fn attempt(&self, schedule: &Schedule) -> Result<(), Failure> {
         if let Some(result) = probe::attempt(&schedule.action, schedule.timeout).await {
             return result;
         }
-        let Action::Exec(args) = &schedule.action else { return false };
+        let Action::Exec(args) = &schedule.action else { return Err(Failure::Command) };
         let (answer, result) = oneshot::channel();
         let timeout_ms = u64::try_from(schedule.timeout.as_millis()).unwrap_or(1000);
         let spec = ExecSpec { id: 0, container: self.name.clone(), args: args.clone(), timeout_ms };
         if self.outbox.send(Inbound::Exec { spec, answer }).await.is_err() {
-            return false;
+            return Err(Failure::Command);
         }
-        result.await.unwrap_or(false)
+        if result.await.unwrap_or(false) { Ok(()) } else { Err(Failure::Command) }
+    }
+
+    /// Says from time to time why a container that runs for a while is not ready.
+    async fn explain(&self, kind: ProbeKind, schedule: &Schedule, failure: Failure, next: &mut Instant) {
+        if Instant::now() >= *next {
+            *next = Instant::now() + EXPLAIN_EVERY;
+            let (name, schedule) = (self.name.clone(), schedule.clone());
+            // The worker may have ended.
+            let _ = self.outbox.send(Inbound::Unready { name, kind, schedule, failure }).await;
+        }
     }
 
     /// Until the first success, or until the failures are too many.
@@ -591,7 +635,9 @@ impl Prober {
         sleep(schedule.initial).await;
         let began = Instant::now();
         let patience = schedule.period * schedule.failures;
-        while !self.attempt(schedule).await {
+        let mut explain = began + EXPLAIN_AFTER;
+        while let Err(failure) = self.attempt(schedule).await {
+            self.explain(kind, schedule, failure, &mut explain).await;
             if began.elapsed() >= patience {
                 self.tell(kind, false).await;
             }
@@ -605,11 +651,16 @@ impl Prober {
         sleep(schedule.initial).await;
         let began = Instant::now();
         let (mut successes, mut failures) = (0, 0);
+        let mut explain = began + EXPLAIN_AFTER;
         loop {
-            if self.attempt(schedule).await {
-                (successes, failures) = (successes + 1, 0);
-            } else {
-                (successes, failures) = (0, failures + 1);
+            match self.attempt(schedule).await {
+                Ok(()) => (successes, failures) = (successes + 1, 0),
+                Err(failure) => {
+                    (successes, failures) = (0, failures + 1);
+                    if kind == ProbeKind::Readiness {
+                        self.explain(kind, schedule, failure, &mut explain).await;
+                    }
+                }
             }
             let turned = if good { failures >= schedule.failures } else { successes >= schedule.successes };
             if turned {

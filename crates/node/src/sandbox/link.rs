@@ -31,7 +31,7 @@ impl Link {
         Ok(Self { reader, writer, input: Vec::new() })
     }
 
-    /// Process id of the supervisor.
+    /// Process id of the supervisor, whose network namespace is the pod's.
     pub fn peer(&self) -> Option<i32> {
         self.reader.as_ref().peer_cred().ok()?.pid()
     }

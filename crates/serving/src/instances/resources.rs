@@ -62,6 +62,10 @@ fn spec(revision: &Revision, node_name: Option<&str>) -> PodSpec {
         for (name, value) in identity(revision) {
             add_env(container, name, &value);
         }
+        // What a program printed last tells why it ended, where it left no message of its own.
+        if container.termination_message_policy.as_deref().is_none_or(str::is_empty) {
+            container.termination_message_policy = Some("FallbackToLogsOnError".to_owned());
+        }
     }
     for (index, container) in spec.init_containers.iter_mut().flatten().enumerate() {
         use_digest(container, index, &status.init_container_statuses);

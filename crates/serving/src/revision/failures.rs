@@ -32,6 +32,18 @@ pub(super) fn of_pods<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Option<Fai
     live.filter_map(|pod| pod.status.as_ref()).find_map(of_status)
 }
 
+/// Why the pods are not ready yet, as far as their node can tell: what it adds to the list of unready containers.
+pub(super) fn hint<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Option<String> {
+    let live = pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    live.filter_map(|pod| pod.status.as_ref()).find_map(|status| {
+        let unready = status.conditions.iter().flatten().find(|condition| {
+            condition.type_ == "ContainersReady" && condition.reason.as_deref() == Some("ContainersNotReady")
+        })?;
+        let (_, text) = unready.message.as_deref()?.split_once("]: ")?;
+        Some(cut(text))
+    })
+}
+
 fn of_status(status: &PodStatus) -> Option<Failure> {
     unschedulable(status).or_else(|| waiting(status)).or_else(|| terminated(status))
 }
@@ -124,6 +136,19 @@ mod tests {
             json!({ "name": "user-container", "ready": false, "restartCount": 0, "image": "", "imageID": "" });
         status.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         json!({ "containerStatuses": [status] })
+    }
+
+    #[test]
+    fn a_node_may_tell_why_a_pod_is_not_ready() {
+        let pod = |message: &str| -> Pod {
+            let condition = json!({ "type": "ContainersReady", "status": "False", "reason": "ContainersNotReady",
+                "message": message });
+            serde_json::from_value(json!({ "metadata": {}, "status": { "conditions": [condition] } })).unwrap()
+        };
+        let unready = "containers with unready status: [user-container]";
+        assert_eq!(hint([&pod(unready)]), None);
+        let explained = pod(&format!("{unready}: nothing listens on port 8080"));
+        assert_eq!(hint([&pod(unready), &explained]).as_deref(), Some("nothing listens on port 8080"));
     }
 
     #[test]

@@ -107,13 +107,16 @@ fn from_autoscaler(observed: &Observed, status: &mut RevisionStatus, conditions:
         None if timed_out => {
             // What the containers said before they were stopped tells more than the deadline.
             if !is_failed(conditions, CONTAINER_HEALTHY) {
-                let message = "Initial scale was never achieved";
-                conditions.mark_false(RESOURCES_AVAILABLE, "ProgressDeadlineExceeded", message);
+                let last = conditions.get(CONTAINER_HEALTHY).and_then(|condition| condition.message.as_deref());
+                let last = last.filter(|last| !last.is_empty()).map(|last| format!(": {last}"));
+                let message = format!("Initial scale was never achieved{}", last.unwrap_or_default());
+                conditions.mark_false(RESOURCES_AVAILABLE, "ProgressDeadlineExceeded", &message);
             }
         }
         None => {
+            let hint = failures::hint(observed.pods.iter().map(AsRef::as_ref)).unwrap_or_default();
             conditions.mark_unknown(RESOURCES_AVAILABLE, "Deploying", "");
-            conditions.mark_unknown(CONTAINER_HEALTHY, "Deploying", "");
+            conditions.mark_unknown(CONTAINER_HEALTHY, "Deploying", &hint);
         }
     }
 }

@@ -9,35 +9,50 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::functions::{Archive, Function, Source, admission};
+use api::serving::Service;
 use clap::Args;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
+use serde_json::Value;
+use tokio::time::Instant;
 
+use self::manifest::Document;
+use self::progress::Stages;
 use super::access::{Access, Target};
-use super::error::{CliError, causes, print};
-use super::{http, invoke};
+use super::error::{CliError, causes};
+use super::output::{Format, OutputArgs};
+use super::{http, invoke, output};
 
 /// Tries to write a Function that somebody else changes too.
 const TRIES: usize = 5;
+/// Who owns the fields of a Service that this command wrote.
+const FIELD_MANAGER: &str = "colibri";
 
 /// Arguments of `colibri deploy`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  colibri deploy                        the function in this folder
+  colibri deploy hello --name hi        the folder hello, as function hi
+  colibri deploy -f functions.yml       all Functions and Knative Services of a file
+  url=$(colibri deploy hello -o name)   for scripts; -o json gives the whole object")]
 pub struct DeployArgs {
     /// Folder with function.yml and the code
     #[arg(default_value = ".", conflicts_with = "file")]
     dir: PathBuf,
-    /// File with one or more Functions; one without a source takes the code beside the file
+    /// File with Functions and Knative Services; - is standard input. A Function without a source takes the code beside the file
     #[arg(long, short)]
     file: Option<PathBuf>,
     /// Name of the function [default: that in function.yml, else the folder's]
     #[arg(long)]
     name: Option<String>,
-    /// Do not wait until the function is ready
+    /// Do not wait until it is ready
     #[arg(long)]
     no_wait: bool,
-    /// Longest wait, in seconds
-    #[arg(long, default_value_t = 120)]
-    timeout: u64,
+    /// Longest wait, such as 90s or 5m
+    #[arg(long, default_value = "2m", value_parser = super::parse_duration)]
+    timeout: Duration,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     target: Target,
 }
@@ -49,70 +64,104 @@ pub async fn run(args: DeployArgs) -> Result<(), CliError> {
         None => (manifest::find(&args.dir).map_err(said)?, args.dir.clone()),
     };
     let dir = if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir };
-    let mut functions = manifest::read(&file, &folder_name(&dir)).map_err(said)?;
-    match (&args.name, functions.as_mut_slice()) {
-        (_, []) => return Err(CliError::new(format!("{} holds no Function", file.display()))),
-        (Some(name), [function]) => function.metadata.name = Some(name.clone()),
+    let mut documents = manifest::read(&file, &folder_name(&dir)).map_err(said)?;
+    match (&args.name, documents.as_mut_slice()) {
+        (_, []) => return Err(CliError::new(format!("{} holds no Function or Service", file.display()))),
+        (Some(name), [Document::Function(function)]) => function.metadata.name = Some(name.clone()),
         (Some(_), _) => return Err(CliError::new("--name needs a file with one Function")),
         (None, _) => {}
     }
     // What can be wrong here is said before a platform is asked for.
     let prepared: Vec<Prepared> =
-        functions.into_iter().map(|function| prepare(&dir, function)).collect::<Result<_, _>>()?;
+        documents.into_iter().map(|document| prepare(&dir, document)).collect::<Result<_, _>>()?;
     let access = args.target.open().await?;
+    let mut objects = Vec::new();
     for prepared in prepared {
-        deploy(&args, &access, prepared).await?;
+        objects.push(deploy(&args, &access, prepared).await?);
     }
+    let value = if objects.len() == 1 { objects[0].clone() } else { output::list_of(objects.clone()) };
+    let urls = || {
+        let url = |object: &Value| object.pointer("/status/url").and_then(Value::as_str).map(|url| format!("{url}\n"));
+        objects.iter().filter_map(url).collect::<String>()
+    };
+    args.output.show(&value, urls, urls);
     Ok(())
 }
 
-/// A valid Function, and the archive that has to be uploaded first.
+/// What is to be written, and the archive that has to be uploaded first.
 struct Prepared {
-    function: Function,
-    archive: Option<Vec<u8>>,
+    document: Document,
+    archive: Option<Packed>,
 }
 
-fn prepare(dir: &Path, mut function: Function) -> Result<Prepared, CliError> {
+/// The code of a function.
+struct Packed {
+    bytes: Vec<u8>,
+    files: usize,
+}
+
+fn prepare(dir: &Path, document: Document) -> Result<Prepared, CliError> {
+    let Document::Function(mut function) = document else { return Ok(Prepared { document, archive: None }) };
     let mut archive = None;
     if function.spec.source.is_none() {
         let packed = pack(dir)?;
-        let digest = Some(functions::pack::digest(&packed));
+        let digest = Some(functions::pack::digest(&packed.bytes));
         let uploaded = Archive { digest, ..Archive::default() };
         function.spec.source = Some(Source { archive: Some(uploaded), ..Source::default() });
         archive = Some(packed);
     }
     check(&function)?;
-    Ok(Prepared { function, archive })
+    Ok(Prepared { document: Document::Function(function), archive })
 }
 
-async fn deploy(args: &DeployArgs, access: &Access, prepared: Prepared) -> Result<(), CliError> {
-    let Prepared { mut function, archive } = prepared;
-    let name = function.name_any();
-    let named = args.target.namespace.clone().or_else(|| function.namespace());
-    let namespace = named.unwrap_or_else(|| access.namespace.clone());
-    function.metadata.namespace = Some(namespace.clone());
-    if let Some(archive) = archive {
-        upload(access, &namespace, archive).await?;
-    }
-    let api: Api<Function> = Api::namespaced(access.client.clone(), &namespace);
-    let change = write(&api, &function).await?;
-    eprintln!("function {name} {change}");
+/// Deploys one; the object as it is then.
+async fn deploy(args: &DeployArgs, access: &Access, prepared: Prepared) -> Result<Value, CliError> {
+    let mut stages = Stages::start();
+    let (name, own_namespace) = match &prepared.document {
+        Document::Function(function) => (function.name_any(), function.namespace()),
+        Document::Service(service) => {
+            let text = |field: &str| service["metadata"][field].as_str().map(str::to_owned);
+            (text("name").unwrap_or_default(), text("namespace"))
+        }
+    };
+    let namespace = args.target.namespace.clone().or(own_namespace).unwrap_or_else(|| access.namespace.clone());
+    let access = Access { namespace, ..access.clone() };
+    let (kind, change) = match prepared.document {
+        Document::Function(mut function) => {
+            function.metadata.namespace = Some(access.namespace.clone());
+            if let Some(archive) = prepared.archive {
+                let detail = upload(&access, archive).await?;
+                stages.reached("upload", &detail);
+            }
+            ("function", write(&access, &function).await?)
+        }
+        Document::Service(mut service) => {
+            for ignored in api::fields::ignored_annotations(&service) {
+                eprintln!("warning: {ignored}");
+            }
+            service["metadata"]["namespace"] = access.namespace.clone().into();
+            ("service", apply(&access, &name, &service).await?)
+        }
+    };
+    stages.say(&format!("{kind} {name} {change}"));
     if args.no_wait {
-        return Ok(());
+        return Ok(super::workload::Workload::find(&access, &name).await?.object());
     }
-    let ready = progress::wait(&api, &name, Duration::from_secs(args.timeout)).await?;
-    let url = ready.status.and_then(|status| status.url).unwrap_or_default();
-    print(&format!("{url}\n"));
-    eprintln!("try it: {}", invoke::curl_line(&url, access.gateway.as_deref()));
-    Ok(())
+    let ready = progress::wait(&access, &name, Instant::now() + args.timeout, &mut stages).await?;
+    if args.output.output == Format::Table {
+        let url = ready.url().unwrap_or_default();
+        stages.say(&format!("try it: {}", invoke::curl_line(url, access.gateway.as_deref())));
+    }
+    Ok(ready.object())
 }
 
-fn pack(dir: &Path) -> Result<Vec<u8>, CliError> {
+fn pack(dir: &Path) -> Result<Packed, CliError> {
     let files = folder::read(dir).map_err(said)?;
     if files.is_empty() {
         return Err(CliError::new(format!("{} has no code beside function.yml; write main.py there", dir.display())));
     }
-    functions::pack::pack(&files).map_err(said)
+    let bytes = functions::pack::pack(&files).map_err(said)?;
+    Ok(Packed { bytes, files: files.len() })
 }
 
 /// Every problem at once, before anything is sent.
@@ -125,20 +174,38 @@ fn check(function: &Function) -> Result<(), CliError> {
     Err(CliError::new(format!("function {} is not valid:\n{}", function.name_any(), lines.join("\n"))))
 }
 
-async fn upload(access: &Access, namespace: &str, archive: Vec<u8>) -> Result<(), CliError> {
-    let path = format!("/colibri/v1/namespaces/{namespace}/archives");
-    let expected = functions::pack::digest(&archive);
-    let answer = http::post(&access.client, &path, "application/x-tar", archive.into()).await?;
-    match answer.get("digest").and_then(serde_json::Value::as_str) {
-        Some(digest) if digest == expected => Ok(()),
+/// Uploads the code; what to say of it.
+async fn upload(access: &Access, archive: Packed) -> Result<String, CliError> {
+    let path = format!("/colibri/v1/namespaces/{}/archives", access.namespace);
+    let expected = functions::pack::digest(&archive.bytes);
+    let files = if archive.files == 1 { "1 file".to_owned() } else { format!("{} files", archive.files) };
+    let size = super::table::size(archive.bytes.len() as u64);
+    let answer = http::post(&access.client, &path, "application/x-tar", archive.bytes.into()).await?;
+    match answer.get("digest").and_then(Value::as_str) {
+        Some(digest) if digest == expected => Ok(format!("{files}, {size}")),
         found => Err(CliError::new(format!(
             "the upload was stored as {found:?}, not as {expected}: it was damaged on the way; try again"
         ))),
     }
 }
 
+/// Creates or changes the Service, by server-side apply: what others set stays.
+async fn apply(access: &Access, name: &str, service: &Value) -> Result<&'static str, CliError> {
+    let api: Api<Service> = Api::namespaced(access.client.clone(), &access.namespace);
+    let failed = |error| CliError::api(&format!("write service {name}"), &error);
+    let before = api.get_opt(name).await.map_err(failed)?.and_then(|found| found.metadata.generation);
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let after = api.patch(name, &params, &Patch::Apply(service)).await.map_err(failed)?.metadata.generation;
+    Ok(match before {
+        None => "created",
+        Some(before) if after == Some(before) => "unchanged",
+        Some(_) => "changed",
+    })
+}
+
 /// Creates or changes the Function: `created`, `changed` or `unchanged`.
-async fn write(api: &Api<Function>, wanted: &Function) -> Result<&'static str, CliError> {
+async fn write(access: &Access, wanted: &Function) -> Result<&'static str, CliError> {
+    let api: Api<Function> = Api::namespaced(access.client.clone(), &access.namespace);
     let name = wanted.name_any();
     let params = PostParams::default();
     let mut tries = 0;

@@ -1,154 +1,326 @@
-//! Waiting until a Function is ready, and saying what happens meanwhile.
+//! Waiting until what was deployed is ready, and saying meanwhile how far it is and how long each stage took.
 
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use api::conditions::{Condition, ConditionStatus, READY};
-use api::functions::Function;
-use kube::{Api, ResourceExt};
+use api::serving::Revision;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::ResourceExt;
 use tokio::time::Instant;
 
+use crate::cli::access::Access;
+use crate::cli::advice::{self, Advice};
 use crate::cli::error::CliError;
+use crate::cli::seen::{self, Seen};
+use crate::cli::style::Style;
+use crate::cli::workload::Workload;
 
 /// Time between two looks.
-const STEP: Duration = Duration::from_millis(100);
-/// What is shown, in order: condition and word.
-const STAGES: [(&str, &str); 4] =
-    [("SourceReady", "source"), ("BuildReady", "build"), ("RevisionReady", "version"), ("RouteReady", "route")];
+const STEP: Duration = Duration::from_millis(60);
+/// Without a terminal: how long a stage lasts until it is said what is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a Function's status means for somebody who waits for its newest generation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// It serves.
-    Ready,
-    /// It failed, with the condition that says why.
-    Failed { condition: String, message: String },
-    /// Not yet, with what it waits for.
-    Waiting { message: String },
-}
+/// A stage that is reached, with what there is to say of it.
+type Reached = (&'static str, String);
 
-/// Waits until the Function is ready or has failed.
+/// Waits until the workload is ready or has failed.
 ///
 /// # Errors
 ///
-/// A failed condition with its message; the time is up.
-pub async fn wait(functions: &Api<Function>, name: &str, limit: Duration) -> Result<Function, CliError> {
-    let deadline = Instant::now() + limit;
-    let mut shown = Vec::new();
+/// What failed, with its cure; the time is up.
+pub async fn wait(access: &Access, name: &str, deadline: Instant, stages: &mut Stages) -> Result<Workload, CliError> {
+    let began = Instant::now();
     loop {
-        let function = functions.get(name).await.map_err(|error| CliError::api(&format!("read {name}"), &error))?;
-        for line in stages(&function) {
-            if !shown.contains(&line) {
-                eprintln!("  {line}");
-                shown.push(line);
-            }
+        let seen = seen::look(access, name).await?;
+        for (stage, detail) in reached(&seen) {
+            stages.reached(stage, &detail);
         }
-        match state(&function) {
-            State::Ready => return Ok(function),
-            State::Failed { condition, message } => return Err(failed(&function, &condition, &message)),
-            State::Waiting { message } if Instant::now() >= deadline => {
-                return Err(CliError::new(format!(
-                    "{name} was not ready within {}s ({message}). It may still become so: colibri describe {name} tells more",
-                    limit.as_secs()
-                )));
-            }
-            State::Waiting { .. } => tokio::time::sleep(STEP).await,
+        let advice = advice::of(&seen);
+        if is_ready(&seen) {
+            stages.finish();
+            return Ok(seen.workload);
         }
+        match advice {
+            Some(found) if found.failed => {
+                stages.clear();
+                return Err(failed(&seen, &found));
+            }
+            found if Instant::now() >= deadline => {
+                stages.clear();
+                return Err(late(&seen, began.elapsed(), found));
+            }
+            found => stages.wait_for(&found.map_or_else(|| next(stages.last()).to_owned(), |found| found.cause)),
+        }
+        tokio::time::sleep(STEP).await;
     }
 }
 
-/// The state of the newest generation.
-pub fn state(function: &Function) -> State {
-    let waiting = |message: &str| State::Waiting { message: message.to_owned() };
-    let Some(status) = &function.status else { return waiting("no controller has looked at it yet") };
-    if status.observed_generation != function.metadata.generation {
-        return waiting("no controller has looked at the change yet");
-    }
-    let find = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind);
-    let failed = STAGES.iter().filter_map(|(kind, _)| find(kind)).find(|found| found.status == ConditionStatus::False);
-    if let Some(condition) = failed {
-        return State::Failed { condition: condition.kind.clone(), message: text_of(condition) };
-    }
-    match find(READY) {
-        Some(ready) if ready.status == ConditionStatus::True => State::Ready,
-        Some(ready) => State::Waiting { message: text_of(ready) },
-        None => waiting("its conditions are not known yet"),
-    }
-}
-
-/// A line for each stage that is reached.
-fn stages(function: &Function) -> Vec<String> {
-    let Some(status) = &function.status else { return Vec::new() };
-    if status.observed_generation != function.metadata.generation {
-        return Vec::new();
-    }
-    let line = |(kind, word): &(&str, &str)| {
-        let condition = status.conditions.iter().find(|condition| condition.kind == *kind)?;
-        let detail = match *kind {
-            "SourceReady" => status.build.as_ref().and_then(|build| build.digest.as_deref()).map(short),
-            "RevisionReady" => status.version.clone(),
-            "RouteReady" => status.url.clone(),
-            _ => None,
-        };
-        let is_true = condition.status == ConditionStatus::True && *kind != "BuildReady";
-        is_true.then(|| format!("{word:<8} ready  {}", detail.unwrap_or_default()).trim_end().to_owned())
+/// Whether the newest of what was asked for serves.
+fn is_ready(seen: &Seen) -> bool {
+    let (observed, generation) = match &seen.workload {
+        Workload::Function(function) => {
+            (function.status.as_ref().and_then(|status| status.observed_generation), function.metadata.generation)
+        }
+        Workload::Service(service) => {
+            (service.status.as_ref().and_then(|status| status.observed_generation), service.metadata.generation)
+        }
     };
-    STAGES.iter().filter_map(line).collect()
+    observed == generation && is_true(seen.workload.conditions(), READY)
 }
 
-fn short(digest: &str) -> String {
-    digest.chars().take("sha256:".len() + 12).collect()
+/// The stages that are reached, in their order.
+fn reached(seen: &Seen) -> Vec<Reached> {
+    let Some(revision) = seen.newest() else { return Vec::new() };
+    let mut found: Vec<Reached> = vec![("revision", revision.name_any())];
+    let conditions = revision.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    if let Some(pod) = seen.pods_of(revision).first() {
+        found.extend(of_pod(pod, revision));
+    }
+    if is_true(conditions, READY) {
+        if found.len() > 1 {
+            found.push(("probe", format!("port {} answers", port(revision))));
+        }
+        if is_ready(seen) {
+            found.push(("route", seen.workload.url().unwrap_or_default().to_owned()));
+        }
+    }
+    found
 }
 
-fn text_of(condition: &Condition) -> String {
-    let text = condition.message.clone().or_else(|| condition.reason.clone());
-    text.unwrap_or_else(|| format!("{} is not known yet", condition.kind))
+fn of_pod(pod: &Pod, revision: &Revision) -> Vec<Reached> {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty());
+    let Some(node) = node else { return Vec::new() };
+    let mut found: Vec<Reached> = vec![("scheduled", format!("{} on {node}", pod.name_any()))];
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+    if !statuses.is_empty() && statuses.iter().all(|status| !status.image_id.is_empty() || has_begun(status)) {
+        let image = revision.spec.pod.containers.first().and_then(|container| container.image.clone());
+        found.push(("image", image.unwrap_or_default()));
+        if statuses.iter().all(has_begun) {
+            found.push(("started", String::new()));
+        }
+    }
+    found
 }
 
-fn failed(function: &Function, condition: &str, message: &str) -> CliError {
-    let version = function.status.as_ref().and_then(|status| status.version.clone());
-    let rest = match version {
-        Some(version) if condition == "RevisionReady" => {
-            format!("\n{version} still serves; correct the code and deploy again")
+fn has_begun(status: &ContainerStatus) -> bool {
+    let began =
+        |state: &k8s_openapi::api::core::v1::ContainerState| state.running.is_some() || state.terminated.is_some();
+    status.state.as_ref().is_some_and(began) || status.last_state.as_ref().is_some_and(began)
+}
+
+fn port(revision: &Revision) -> i32 {
+    let containers = revision.spec.pod.containers.iter();
+    let given = containers.flat_map(|container| container.ports.iter().flatten()).map(|port| port.container_port);
+    given.into_iter().find(|port| *port != 0).unwrap_or(8080)
+}
+
+fn is_true(conditions: &[Condition], kind: &str) -> bool {
+    conditions.iter().any(|condition| condition.kind == kind && condition.status == ConditionStatus::True)
+}
+
+/// What comes after a stage.
+fn next(stage: &str) -> &'static str {
+    match stage {
+        "revision" => "the image is resolved, an instance is made",
+        "scheduled" => "the image is fetched",
+        "image" => "the container starts",
+        "started" => "the program has to answer the probe",
+        "probe" => "the route is made",
+        _ => "the new version is made",
+    }
+}
+
+fn failed(seen: &Seen, advice: &Advice) -> CliError {
+    let name = seen.workload.name();
+    let newest = seen.newest().map(ResourceExt::name_any);
+    let rest = match seen.workload.version() {
+        Some(version) if newest.as_deref() != Some(version) => {
+            format!("\n{version} still serves; correct it and deploy again")
         }
         _ => String::new(),
     };
-    CliError::new(format!("{} failed ({condition}): {message}{rest}", function.name_any()))
+    CliError::new(format!("{name} failed at {advice}{rest}"))
+}
+
+fn late(seen: &Seen, waited: Duration, advice: Option<Advice>) -> CliError {
+    let name = seen.workload.name();
+    let (_, reason) = seen.workload.ready();
+    let why = advice.map_or_else(|| format!(" ({reason})"), |advice| format!(". It waits at {advice}"));
+    CliError::new(format!(
+        "{name} was not ready within {}{why}\nIt may still become so: colibri describe {name} tells more; --timeout waits longer",
+        shown(waited)
+    ))
+}
+
+/// The stages so far; prints each as it is reached, on a terminal with what is waited for below them.
+pub struct Stages {
+    began: Instant,
+    since: Instant,
+    done: Vec<&'static str>,
+    waiting: String,
+    style: Style,
+    terminal: bool,
+}
+
+impl Stages {
+    /// The clock of the first stage starts.
+    pub fn start() -> Self {
+        let now = Instant::now();
+        Self {
+            began: now,
+            since: now,
+            done: Vec::new(),
+            waiting: String::new(),
+            style: Style::stderr(),
+            terminal: std::io::stderr().is_terminal(),
+        }
+    }
+
+    /// The last stage that was reached.
+    fn last(&self) -> &'static str {
+        self.done.last().copied().unwrap_or_default()
+    }
+
+    /// A stage is reached; the first time counts.
+    pub fn reached(&mut self, stage: &'static str, detail: &str) {
+        if self.done.contains(&stage) {
+            return;
+        }
+        let now = Instant::now();
+        let took = shown(now - self.since);
+        self.done.push(stage);
+        self.since = now;
+        self.waiting.clear();
+        let line = format!("  {} {stage:<10} {took:>8}  {}", self.style.good("+"), self.style.dim(detail));
+        self.say(line.trim_end());
+    }
+
+    /// Prints a line above what is waited for.
+    pub fn say(&self, line: &str) {
+        self.clear();
+        eprintln!("{line}");
+    }
+
+    /// Says what is waited for: on a terminal always, else once it takes long.
+    fn wait_for(&mut self, what: &str) {
+        let waited = self.since.elapsed();
+        if self.terminal {
+            let what: String = what.lines().next().unwrap_or_default().chars().take(70).collect();
+            eprint!("\r\x1b[K  {} {:<10} {:>8}  {what}", self.style.warning("-"), "waiting", shown(waited));
+            // What is not shown now is shown by the next one.
+            let _ = std::io::stderr().flush();
+        } else if waited >= PATIENCE && self.waiting != what {
+            what.clone_into(&mut self.waiting);
+            eprintln!("  - {:<10} {:>8}  {what}", "waiting", shown(waited));
+        }
+    }
+
+    /// Takes the line of what is waited for away.
+    fn clear(&self) {
+        if self.terminal {
+            eprint!("\r\x1b[K");
+        }
+    }
+
+    fn finish(&self) {
+        self.say(&format!("{} in {}", self.style.good("ready"), shown(self.began.elapsed())));
+    }
+}
+
+/// `12 ms`, `3.4 s`, `2m5s`.
+fn shown(time: Duration) -> String {
+    match time.as_millis() {
+        0..1_000 => format!("{} ms", time.as_millis()),
+        1_000..60_000 => format!("{:.1} s", time.as_secs_f64()),
+        _ => format!("{}m{}s", time.as_secs() / 60, time.as_secs() % 60),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
-    fn function(generation: i64, observed: i64, conditions: &[(&str, &str, &str)]) -> Function {
-        let conditions: Vec<_> = conditions
-            .iter()
-            .map(|(kind, status, message)| serde_json::json!({"type": kind, "status": status, "message": message}))
-            .collect();
-        serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "a", "generation": generation}, "spec": {},
-            "status": {"observedGeneration": observed, "conditions": conditions, "version": "a-00001"},
+    fn seen(generation: i64, ready: &str, revision_ready: &str, pod: Option<Value>) -> Seen {
+        let template =
+            json!({"containers": [{"name": "c", "image": "hello:latest", "ports": [{"containerPort": 9000}]}]});
+        let service: api::serving::Service = serde_json::from_value(json!({
+            "metadata": {"name": "web", "generation": generation}, "spec": {"template": {"spec": template}},
+            "status": {"observedGeneration": 1, "latestCreatedRevisionName": "web-00001", "url": "http://web",
+                "conditions": [{"type": "Ready", "status": ready}]},
         }))
-        .unwrap()
+        .unwrap();
+        let revision = json!({"metadata": {"name": "web-00001"}, "spec": template,
+            "status": {"conditions": [{"type": "Ready", "status": revision_ready}]}});
+        let pods = pod.into_iter().map(|status| {
+            let labels = json!({"serving.knative.dev/revision": "web-00001"});
+            let pod = json!({"metadata": {"name": "p", "labels": labels}, "spec": {"nodeName": "n", "containers": []}, "status": status});
+            serde_json::from_value(pod).unwrap()
+        });
+        Seen {
+            workload: Workload::Service(Box::new(service.clone())),
+            service: Some(service),
+            revisions: vec![serde_json::from_value(revision).unwrap()],
+            pods: pods.collect(),
+        }
+    }
+
+    fn status(fields: Value) -> Value {
+        let mut status = json!({"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0});
+        status.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        json!({ "containerStatuses": [status] })
+    }
+
+    #[test]
+    fn stages_follow_what_is_seen() {
+        let names = |seen: &Seen| reached(seen).into_iter().map(|(stage, _)| stage).collect::<Vec<_>>().join(" ");
+        let begun = status(json!({"state": {"running": {}}}));
+        let rows = [
+            (seen(2, "Unknown", "Unknown", None), ""),
+            (seen(1, "Unknown", "Unknown", None), "revision"),
+            (seen(1, "Unknown", "Unknown", Some(json!({}))), "revision scheduled"),
+            (seen(1, "Unknown", "Unknown", Some(status(json!({"imageID": "x"})))), "revision scheduled image"),
+            (seen(1, "Unknown", "Unknown", Some(begun.clone())), "revision scheduled image started"),
+            (seen(1, "Unknown", "True", Some(begun.clone())), "revision scheduled image started probe"),
+            (seen(1, "True", "True", Some(begun)), "revision scheduled image started probe route"),
+            // It was deployed before and is at zero.
+            (seen(1, "True", "True", None), "revision route"),
+        ];
+        for (seen, expected) in rows {
+            assert_eq!(names(&seen), expected, "{seen:?}");
+        }
+        let crashed = status(json!({"state": {"waiting": {}}, "lastState": {"terminated": {"exitCode": 1}}}));
+        let all = reached(&seen(1, "True", "True", Some(crashed)));
+        assert_eq!(all[1].1, "p on n");
+        assert_eq!(all[4].1, "port 9000 answers");
     }
 
     #[test]
     fn only_the_newest_generation_counts() {
-        let rows = [
-            (function(2, 1, &[("Ready", "True", "")]), "Waiting"),
-            (function(2, 2, &[("Ready", "True", "")]), "Ready"),
-            (function(2, 2, &[("Ready", "Unknown", "starting"), ("RevisionReady", "Unknown", "starting")]), "Waiting"),
-            (function(2, 2, &[("Ready", "False", "x"), ("RevisionReady", "False", "main.py:1: x")]), "main.py:1: x"),
-            (function(2, 1, &[("RevisionReady", "False", "of before")]), "Waiting"),
-        ];
-        for (function, expected) in rows {
-            let found = format!("{:?}", state(&function));
-            assert!(found.contains(expected), "{found} does not contain {expected}");
-        }
+        assert!(is_ready(&seen(1, "True", "True", None)));
+        assert!(!is_ready(&seen(2, "True", "True", None)));
+        assert!(!is_ready(&seen(1, "Unknown", "True", None)));
     }
 
     #[test]
-    fn a_failed_version_says_who_serves() {
-        let error = failed(&function(1, 1, &[]), "RevisionReady", "main.py:1: SyntaxError: x");
-        assert!(error.message.contains("main.py:1: SyntaxError: x\na-00001 still serves"), "{error}");
+    fn a_failure_says_who_serves() {
+        let mut found = seen(1, "False", "False", None);
+        let Workload::Service(service) = &mut found.workload else { panic!("a service") };
+        service.status.as_mut().unwrap().latest_ready_revision_name = Some("web-00000".into());
+        let advice = Advice { stage: "container", cause: "boom".into(), cure: "less".into(), failed: true };
+        let error = failed(&found, &advice).message;
+        assert_eq!(
+            error,
+            "web failed at container: boom\n  cure: less\nweb-00000 still serves; correct it and deploy again"
+        );
+    }
+
+    #[test]
+    fn times() {
+        for (ms, expected) in [(0, "0 ms"), (999, "999 ms"), (1_500, "1.5 s"), (125_000, "2m5s")] {
+            assert_eq!(shown(Duration::from_millis(ms)), expected);
+        }
     }
 }
