@@ -6,6 +6,7 @@ use std::fmt::Write;
 use std::sync::LazyLock;
 
 use base::nearest;
+use base::quantity::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -159,10 +160,22 @@ impl Checker<'_> {
             let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
             match known.and_then(|known| known.get(name)) {
                 Some(schema) => self.value(value, schema, &below),
-                None if other.is_object() => self.value(value, other, &below),
+                None if other.is_object() => {
+                    self.value(value, other, &below);
+                    self.quantity(value, path, name, &below);
+                }
                 None if known.is_some() && *other != true => self.unknown(name, &below, known),
                 None => {}
             }
+        }
+    }
+
+    /// Requests and limits hold quantities, which their schema calls texts.
+    fn quantity(&mut self, value: &Value, parent: &str, name: &str, path: &str) {
+        let is_one = parent.ends_with("resources.limits") || parent.ends_with("resources.requests");
+        if let Some(text) = value.as_str().filter(|text| is_one && Quantity::parse(text).is_err()) {
+            let example = if name == "cpu" { "250m or 1" } else { "64Mi or 1Gi" };
+            self.add(path, format!("{text:?} is not a quantity; write it like {example}"));
         }
     }
 
@@ -317,6 +330,10 @@ mod tests {
             (
                 json!({"containers": [{"ports": [{"containerPorts": 1}]}]}),
                 "spec.template.spec.containers[0].ports[0].containerPorts: unknown field; did you mean containerPort?",
+            ),
+            (
+                json!({"containers": [{"resources": {"limits": {"memory": "lots"}}}]}),
+                "spec.template.spec.containers[0].resources.limits.memory: \"lots\" is not a quantity; write it like 64Mi",
             ),
             (
                 json!({"containers": {"image": "a"}}),

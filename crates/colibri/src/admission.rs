@@ -67,6 +67,12 @@ fn validate(request: &AdmissionRequest<'_>, object: &Value) -> Result<(), String
 }
 
 fn validate_function(object: &Value) -> Result<(), String> {
+    // The definition keeps what it does not know: a misspelt field would have no effect, and nobody would say so.
+    let fields = api::fields::of_function(object);
+    if !fields.is_empty() {
+        let lines: Vec<String> = fields.iter().map(ToString::to_string).collect();
+        return Err(format!("the Function is not valid: {}", lines.join("; ")));
+    }
     let function: Function = serde_json::from_value(object.clone()).map_err(|error| {
         format!("this is not a Function: {error}; see the fields with `kubectl explain function.spec`")
     })?;

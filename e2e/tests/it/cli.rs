@@ -1,12 +1,20 @@
 //! The CLI against a running platform.
 
-use anyhow::Result;
-use e2e::{Options, Platform, cannot_run};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
-use crate::hello_service;
+use anyhow::{Context, Result, ensure};
+use e2e::{Options, Platform, binary, cannot_run, run};
+use serde_json::Value;
+
+use crate::{SOON, hello_service, host};
+
+fn json(text: &str) -> Result<Value> {
+    serde_json::from_str(text).with_context(|| text.to_owned())
+}
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_command_works_and_errors_say_what_to_do() -> Result<()> {
+async fn every_command_works_in_every_form() -> Result<()> {
     if cannot_run(&["kubectl"]).is_some() {
         return Ok(());
     }
@@ -14,33 +22,196 @@ async fn every_command_works_and_errors_say_what_to_do() -> Result<()> {
     platform.load_hello().await?;
     let images = platform.colibri(&["image", "list"]).await?.ok()?;
     assert!(images.contains("hello:latest"), "{images}");
-    platform.apply(&hello_service("hello", &[], "")).await?;
-    platform.kubectl(&["wait", "--for=condition=Ready", "ksvc/hello", "--timeout=60s"]).await?.ok()?;
+    let names = platform.colibri(&["image", "list", "-o", "name"]).await?.ok()?;
+    assert!(names.lines().any(|line| line.ends_with("hello:latest")), "{names}");
 
+    deploy_tells_its_stages(&platform).await?;
     let list = platform.colibri(&["list"]).await?.ok()?;
     assert!(list.contains("hello") && list.contains("http://hello.default.localhost"), "{list}");
+    let names = platform.colibri(&["list", "-o", "name"]).await?.ok()?;
+    assert_eq!(names, "service.serving.knative.dev/hello\n");
+    platform.kubectl(&["get", names.trim()]).await?.ok()?;
+    let all = json(&platform.colibri(&["list", "-A", "-o", "json"]).await?.ok()?)?;
+    assert_eq!((&all["kind"], &all["items"][0]["kind"]), (&"List".into(), &"Service".into()));
     let described = platform.colibri(&["describe", "hello"]).await?.ok()?;
-    assert!(described.contains("hello-00001"), "{described}");
+    assert!(described.contains("hello-00001") && !described.contains("Not ready"), "{described}");
+    let described = platform.colibri(&["describe", "hello", "-o", "yaml"]).await?.ok()?;
+    assert!(described.contains("advice: null") && described.contains("kind: Service"), "{described}");
+
     let invoked = platform.colibri(&["invoke", "hello", "-X", "POST", "-H", "X-Test: 1", "-d", "body"]).await?.ok()?;
     assert!(invoked.contains("200"), "{invoked}");
-    let logs = platform.colibri(&["logs", "hello"]).await?.ok()?;
-    assert!(logs.contains("listening"), "{logs}");
+    let invoked = json(&platform.colibri(&["invoke", "hello", "-o", "json"]).await?.ok()?)?;
+    assert_eq!((&invoked["status"], &invoked["coldStart"]), (&200.into(), &false.into()), "{invoked}");
+    assert!(invoked["body"].as_str().unwrap_or_default().starts_with("Hello World"), "{invoked}");
+    let quiet = platform.colibri(&["invoke", "hello", "-q"]).await?.ok()?;
+    assert!(quiet.starts_with("Hello World"), "{quiet}");
+
     let kubeconfig = platform.colibri(&["kubeconfig"]).await?.ok()?;
     assert!(kubeconfig.contains("clusters:"), "{kubeconfig}");
     let version = platform.colibri(&["version"]).await?.ok()?;
     assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
-    let doctor = platform.colibri(&["doctor"]).await?.ok()?;
-    for check in ["user", "namespaces", "cgroups", "python", "platform"] {
-        let line = doctor.lines().find(|line| line.split_whitespace().nth(1) == Some(check));
-        assert!(line.is_some_and(|line| line.starts_with("ok")), "{check}:\n{doctor}");
-    }
+    the_doctor_looks_at_everything(&platform).await?;
+    a_kubeconfig_may_be_several_files(&platform).await?;
 
-    let missing = platform.colibri(&["invoke", "nobody"]).await?;
-    assert_eq!(missing.code, 1, "{}", missing.text());
-    assert!(missing.stderr.contains("nobody"), "{}", missing.text());
     platform.colibri(&["delete", "hello"]).await?.ok()?;
     let list = platform.colibri(&["list"]).await?.ok()?;
     assert!(!list.contains("hello.default"), "{list}");
     assert!(platform.log().contains("ready took="), "{}", platform.log());
     platform.stop().await
+}
+
+async fn deploy_tells_its_stages(platform: &Platform) -> Result<()> {
+    let file = platform.scratch().join("hello.yml");
+    std::fs::write(&file, hello_service("hello", &[], ""))?;
+    let file = file.to_string_lossy();
+    let deployed = platform.colibri(&["deploy", "-f", &file, "-o", "name"]).await?;
+    let (stdout, stderr) = (deployed.clone().ok()?, deployed.stderr);
+    assert!(stdout.starts_with("http://hello.default.localhost"), "a script gets the URL alone: {stdout}");
+    let mut rest = stderr.as_str();
+    for stage in ["service hello created", "revision", "scheduled", "image", "started", "probe", "route", "ready in"] {
+        let at = rest.find(stage).with_context(|| format!("{stage} is missing, or not in order:\n{stderr}"))?;
+        rest = &rest[at..];
+    }
+    assert!(!stderr.contains('\x1b'), "no colours without a terminal: {stderr:?}");
+    let again = platform.colibri(&["deploy", "-f", &file]).await?;
+    assert!(again.stderr.contains("service hello unchanged"), "{}", again.text());
+    again.ok()?;
+    Ok(())
+}
+
+async fn the_doctor_looks_at_everything(platform: &Platform) -> Result<()> {
+    let doctor = platform.colibri(&["doctor", "-o", "json"]).await?;
+    let report = json(&doctor.stdout)?;
+    let checks = report["checks"].as_array().context("checks")?;
+    let names: Vec<&str> = checks.iter().filter_map(|check| check["name"].as_str()).collect();
+    let wanted = [
+        "user",
+        "kernel",
+        "namespaces",
+        "mounts",
+        "overlayfs",
+        "seccomp",
+        "cgroups",
+        "capabilities",
+        "nftables",
+        "resolvers",
+        "ports",
+        "names",
+        "open files",
+        "python",
+        "node",
+        "disk",
+        "inodes",
+        "api server",
+        "gateway",
+        "nodes",
+    ];
+    for name in wanted {
+        assert!(names.contains(&name), "{name} is missing in {names:?}");
+    }
+    for check in checks {
+        assert_eq!(check["cure"] == "", check["verdict"] == "ok", "a cure where something is wrong: {check}");
+    }
+    let failed = checks.iter().filter(|check| check["verdict"] == "fail").count();
+    assert_eq!((report["ok"].clone(), doctor.code), (Value::from(failed == 0), i32::from(failed > 0)), "{report}");
+    for name in ["user", "cgroups", "nftables", "api server", "gateway", "nodes"] {
+        let check = checks.iter().find(|check| check["name"] == name).context(name)?;
+        assert_eq!(check["verdict"], "ok", "{check}");
+    }
+    let mut coloured = Command::new(binary("colibri"));
+    coloured.args(["doctor", "--data-dir"]).arg(platform.data_dir()).env("CLICOLOR_FORCE", "1");
+    assert!(run(coloured, None).await?.stdout.contains("\x1b[32mok"));
+    Ok(())
+}
+
+async fn a_kubeconfig_may_be_several_files(platform: &Platform) -> Result<()> {
+    let own = platform.data_dir().join("kubeconfig");
+    let other = platform.scratch().join("other");
+    std::fs::write(
+        &other,
+        "apiVersion: v1\nkind: Config\ncurrent-context: elsewhere\nclusters: [{name: e, cluster: {server: 'https://127.0.0.1:1'}}]\nusers: [{name: e, user: {token: t}}]\ncontexts: [{name: elsewhere, context: {cluster: e, user: e}}]\n",
+    )?;
+    let list = std::env::join_paths([&platform.scratch().join("nowhere"), &other, &own])?;
+    let colibri = |words: &[&str]| {
+        let mut command = Command::new(binary("colibri"));
+        command.args(words).env("KUBECONFIG", &list).env_remove("COLIBRI_DATA_DIR");
+        run(command, None)
+    };
+    let elsewhere = colibri(&["list"]).await?;
+    assert_eq!(elsewhere.code, 3, "the current context is that of the first file: {}", elsewhere.text());
+    let text = std::fs::read_to_string(&own)?;
+    let context = text.lines().find_map(|line| line.strip_prefix("current-context: ")).context("a context")?;
+    let listed =
+        colibri(&["list", "--context", context.trim_matches('"'), "-n", "default", "-o", "name"]).await?.ok()?;
+    assert_eq!(listed, "service.serving.knative.dev/hello\n");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_cut_as_asked_and_reach_behind_a_restart() -> Result<()> {
+    if cannot_run(&["kubectl"]).is_some() {
+        return Ok(());
+    }
+    let mut platform = Platform::start(Options::default()).await?;
+    platform.load_hello().await?;
+    let file = platform.scratch().join("talker.yml");
+    std::fs::write(&file, hello_service("talker", &[], ""))?;
+    platform.colibri(&["deploy", "-f", &file.to_string_lossy()]).await?.ok()?;
+    let logs = |words: &[&str]| {
+        let words: Vec<String> = ["logs", "talker"].iter().chain(words).map(|word| (*word).to_owned()).collect();
+        let platform = &platform;
+        async move { platform.colibri(&words.iter().map(String::as_str).collect::<Vec<_>>()).await }
+    };
+    let none = logs(&["--previous"]).await?;
+    assert_eq!(none.code, 1, "{}", none.text());
+    assert!(none.stderr.contains("previous terminated container"), "{}", none.text());
+
+    // Its end is its answer: the connection breaks.
+    platform.get(&host("talker"), "/exit?code=3").await?;
+    let start = Instant::now();
+    let before = loop {
+        let before = logs(&["--previous"]).await?;
+        if before.code == 0 {
+            break before.stdout;
+        }
+        ensure!(start.elapsed() < SOON, "no restart: {}", before.text());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(before.contains("listening on port 8080"), "{before}");
+
+    assert!(logs(&["--since", "1h"]).await?.ok()?.contains("listening"));
+    assert!(logs(&["--since-time", "2000-01-01T00:00:00Z"]).await?.ok()?.contains("listening"));
+    assert_eq!(logs(&["--since-time", "2999-01-01T00:00:00Z"]).await?.ok()?, "");
+    assert_eq!(logs(&["--tail", "0"]).await?.ok()?, "");
+    let timed = logs(&["--tail", "1", "--timestamps"]).await?.ok()?;
+    let year = timed.split('-').next().and_then(|year| year.parse::<u32>().ok());
+    assert!(timed.lines().count() == 1 && year.is_some_and(|year| year >= 2024), "{timed}");
+    platform.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shells_complete_commands_and_flags() -> Result<()> {
+    if cannot_run(&["bash"]).is_some() {
+        return Ok(());
+    }
+    let completed = |words: &str| {
+        let last = words.split(' ').count();
+        let (program, words) = (binary("colibri"), words.to_owned());
+        let script = format!(
+            "source <({} completion bash); COMP_WORDS=(colibri {words}); COMP_CWORD={last}; _colibri colibri; echo \"${{COMPREPLY[@]}}\"",
+            program.display()
+        );
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &script]);
+        run(bash, None)
+    };
+    assert_eq!(completed("dep").await?.ok()?.trim(), "deploy");
+    assert!(completed("logs --prev").await?.ok()?.contains("--previous"));
+    for shell in ["zsh", "fish"] {
+        let mut command = Command::new(binary("colibri"));
+        command.args(["completion", shell]);
+        let script = run(command, None).await?.ok()?;
+        assert!(script.contains("deploy") && script.contains("since-time"), "{shell}");
+    }
+    Ok(())
 }

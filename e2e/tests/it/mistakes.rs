@@ -372,7 +372,7 @@ fn services() -> Vec<Row> {
         file(
             "two-ports",
             service("s9", "", "", "image: 'hello:latest', ports: [{ containerPort: 80 }, { containerPort: 81 }]"),
-            ["containers[0].ports", "more than one container port", "cure: keep one port"],
+            ["containers[*].ports", "more than one container port", "cure: keep one port"],
         ),
         file(
             "privileged",
@@ -387,13 +387,19 @@ fn services() -> Vec<Row> {
         file(
             "service-quantity",
             service("s12", "", "", "image: 'hello:latest', resources: { limits: { memory: lots } }"),
-            ["resources", "quantit", "cure: write it like"],
+            ["containers[0].resources.limits.memory", "\"lots\" is not a quantity", "write it like 64Mi"],
         ),
         file("service-name", service("My-Web", "", "", hello), ["metadata.name", "DNS 1035", "cure: use lower-case"]),
         file(
             "traffic-sum",
             format!("{}  traffic: [{{ latestRevision: true, percent: 90 }}]\n", service("s13", "", "", hello)),
             ["spec.traffic", "sum to 90", "cure: let the percent"],
+        ),
+        row(
+            "kubectl-function",
+            Act::Kubectl("apiVersion: functions.colibri.dev/v1\nkind: Function\nmetadata: { name: f1 }\nspec: { runtime: python, scaling: { maximum: 3 }, source: { inline: { main.py: x } } }\n".into()),
+            1,
+            ["spec.scaling.maximum", "unknown field", "did you mean max?"],
         ),
         row(
             "kubectl-says-it-too",

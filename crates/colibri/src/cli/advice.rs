@@ -32,28 +32,30 @@ impl std::fmt::Display for Advice {
 
 /// What is wrong with a workload that is not ready; `None` when it is ready, or nothing is known to be wrong.
 pub fn of(seen: &Seen) -> Option<Advice> {
+    let name = seen.workload.name();
+    let mut verdict = None;
     if let Workload::Function(function) = &seen.workload {
-        let current = function.status.as_ref().filter(|s| s.observed_generation == function.metadata.generation);
-        let conditions = current.map(|status| status.conditions.as_slice()).unwrap_or_default();
-        if let Some(failed) = failed(conditions, "SourceReady") {
+        let status = function.status.as_ref().filter(|s| s.observed_generation == function.metadata.generation)?;
+        if let Some(failed) = failed(&status.conditions, "SourceReady") {
             return Some(advice("source", failed, "", true));
         }
-        if let Some(failed) =
-            failed(conditions, "RouteReady").filter(|failed| failed.reason.as_deref() == Some("ServiceNotOwned"))
+        if let Some(failed) = failed(&status.conditions, "RouteReady")
+            .filter(|failed| failed.reason.as_deref() == Some("ServiceNotOwned"))
         {
             return Some(advice("route", failed, "", true));
         }
+        // Until it speaks of the new code, the newest version may still be that of before.
+        verdict = Some(failed(&status.conditions, "RevisionReady").is_some());
     }
-    if let Some(revision) = seen.newest()
-        && let Some(found) = of_revision(revision, &seen.pods_of(revision), &seen.workload.name())
-    {
+    let revision = seen.newest().and_then(|revision| of_revision(revision, &seen.pods_of(revision), &name));
+    if let Some(found) = revision.filter(|found| verdict.is_none_or(|failed| failed == found.failed)) {
         return Some(found);
     }
     let conditions = seen.service.as_ref().and_then(|service| service.status.as_ref());
     let routes = failed(conditions.map(|status| status.conditions.as_slice()).unwrap_or_default(), "RoutesReady")?;
     let cure = match routes.reason.as_deref() {
         Some("RevisionMissing" | "ConfigurationMissing") => {
-            format!("name a version that exists in spec.traffic: colibri describe {} lists them", seen.workload.name())
+            format!("name a version that exists in spec.traffic: colibri describe {name} lists them")
         }
         // The version's own failure says more.
         Some("RevisionFailed") => return None,
@@ -233,6 +235,7 @@ pub fn refusal_cures(message: &str) -> Vec<String> {
     );
     rule("not a DNS 1035 label", "use lower-case letters, digits and -, beginning with a letter, at most 63");
     rule("autoscaling annotations must be put under", "move the annotation there");
+    rule("ailed to parse image reference", "write it as REGISTRY/NAME:TAG, in lower case");
     rule("is less than min-scale", "raise max-scale or lower min-scale");
     rule("Traffic targets sum to", "let the percent of all targets add up to 100");
     rule("expected ", "choose a value in that range");
@@ -350,6 +353,20 @@ mod tests {
         let waiting = of(&seen("Deploying", "Unknown", "nothing listens on port 8080 yet", container.clone())).unwrap();
         assert!(!waiting.failed && waiting.stage == "probe", "{waiting:?}");
         assert_eq!(of(&seen("", "True", "", container)), None);
+    }
+
+    #[test]
+    fn a_function_that_is_deployed_again_is_not_judged_by_the_version_of_before() {
+        let mut found = seen("ExitCode1", "False", "Container failed with: boom", json!({"name": "c"}));
+        let mut function = |status: &str| {
+            let conditions = json!([{"type": "RevisionReady", "status": status}]);
+            let object = json!({"metadata": {"name": "web", "generation": 2}, "spec": {"runtime": "python"},
+                "status": {"observedGeneration": 2, "conditions": conditions}});
+            found.workload = Workload::Function(serde_json::from_value(object).unwrap());
+            of(&found)
+        };
+        assert_eq!(function("Unknown"), None);
+        assert!(function("False").is_some_and(|advice| advice.failed));
     }
 
     #[test]

@@ -88,8 +88,8 @@ impl Check {
             Verdict::Warn => style.warning("warn"),
             Verdict::Fail => style.bad("FAIL"),
         };
-        let cure = if self.cure.is_empty() { String::new() } else { format!("{:<19}cure: {}\n", "", self.cure) };
-        format!("{word}  {:<12} {}\n{cure}", self.name, self.found)
+        let cure = if self.cure.is_empty() { String::new() } else { format!("{:<20}cure: {}\n", "", self.cure) };
+        format!("{word}  {:<13} {}\n{cure}", self.name, self.found)
     }
 
     fn value(&self) -> Value {
@@ -505,6 +505,6 @@ mod tests {
     #[test]
     fn a_line_starts_with_its_verdict() {
         let line = Check::fail("kernel", "old", "update it").line(Style::plain());
-        assert_eq!(line, "FAIL  kernel       old\n                   cure: update it\n");
+        assert_eq!(line, "FAIL  kernel        old\n                    cure: update it\n");
     }
 }

@@ -16,6 +16,9 @@ use super::http::{self, Call};
 use super::output::{Format, OutputArgs};
 use super::workload::Workload;
 
+/// How long a request may wait until it is said what for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Arguments of `colibri invoke`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:
@@ -75,7 +78,10 @@ pub async fn run(args: InvokeArgs) -> Result<(), CliError> {
         CliError::new(format!("{} gave no answer within {limit:?}", args.name))
             .cured_by(&format!("--timeout waits longer; colibri logs {} tells what it does", args.name))
     };
-    let answer = tokio::time::timeout(limit, sent).await.map_err(|_| late())??;
+    let answer = tokio::select! {
+        answer = tokio::time::timeout(limit, sent) => answer.map_err(|_| late())??,
+        never = tell_why(&access, &args) => match never {},
+    };
     let took = started.elapsed();
     let (status, headers) = (answer.status, answer.headers.clone());
     let timing = headers.get("server-timing").and_then(|value| value.to_str().ok());
@@ -104,6 +110,20 @@ pub async fn run(args: InvokeArgs) -> Result<(), CliError> {
         eprintln!("cure: {}", cure(&access, &args.name, status).await);
     }
     Err(CliError { message: String::new(), code: 4 })
+}
+
+/// Says what a request waits for that gets no answer for a while, each time that it is something else.
+async fn tell_why(access: &Access, args: &InvokeArgs) -> std::convert::Infallible {
+    let mut told = None;
+    loop {
+        tokio::time::sleep(PATIENCE).await;
+        let seen = super::seen::look(access, &args.name).await.ok();
+        let advice = seen.as_ref().and_then(super::advice::of);
+        if advice.is_some() && advice != told && !args.quiet {
+            eprintln!("waiting at {}", advice.as_ref().map(ToString::to_string).unwrap_or_default());
+        }
+        told = advice;
+    }
 }
 
 /// Hands over the body piece by piece.

@@ -26,6 +26,8 @@ mod invoke;
 mod kubeconfig;
 mod list;
 mod logs;
+#[cfg(test)]
+mod manual;
 mod output;
 mod seen;
 mod style;

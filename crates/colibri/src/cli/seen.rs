@@ -62,7 +62,10 @@ impl Seen {
         let name = status.latest_created_revision_name.as_deref()?;
         let found = self.revisions.iter().find(|revision| revision.metadata.name.as_deref() == Some(name))?;
         // For a moment a status may name the version of before.
-        (found.spec == service.spec.template.spec).then_some(found)
+        let template = &service.spec.template;
+        let wanted = template.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref());
+        let same = wanted.into_iter().flatten().all(|(key, value)| found.annotations().get(key) == Some(value));
+        (found.spec == template.spec && same).then_some(found)
     }
 
     /// The instances of a version, newest first.

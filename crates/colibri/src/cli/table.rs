@@ -46,10 +46,12 @@ pub fn age(then: Option<Timestamp>, now: Timestamp) -> String {
 pub fn size(bytes: u64) -> String {
     const KIB: u64 = 1 << 10;
     const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
     match bytes {
         0..KIB => format!("{bytes} B"),
         KIB..MIB => format!("{} KiB", bytes / KIB),
-        _ => format!("{}.{} MiB", bytes / MIB, bytes % MIB * 10 / MIB),
+        MIB..GIB => format!("{}.{} MiB", bytes / MIB, bytes % MIB * 10 / MIB),
+        _ => format!("{}.{} GiB", bytes / GIB, bytes % GIB * 10 / GIB),
     }
 }
 
@@ -65,7 +67,9 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (bytes, expected) in [(0, "0 B"), (1023, "1023 B"), (2048, "2 KiB"), (3 << 19, "1.5 MiB")] {
+        for (bytes, expected) in
+            [(0, "0 B"), (1023, "1023 B"), (2048, "2 KiB"), (3 << 19, "1.5 MiB"), (5 << 29, "2.5 GiB")]
+        {
             assert_eq!(size(bytes), expected);
         }
     }

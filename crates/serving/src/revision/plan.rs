@@ -115,7 +115,8 @@ fn from_autoscaler(observed: &Observed, status: &mut RevisionStatus, conditions:
         }
         None => {
             let hint = failures::hint(observed.pods.iter().map(AsRef::as_ref)).unwrap_or_default();
-            conditions.mark_unknown(RESOURCES_AVAILABLE, "Deploying", "");
+            // In both: Ready shows the first of them.
+            conditions.mark_unknown(RESOURCES_AVAILABLE, "Deploying", &hint);
             conditions.mark_unknown(CONTAINER_HEALTHY, "Deploying", &hint);
         }
     }

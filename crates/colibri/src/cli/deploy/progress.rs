@@ -146,7 +146,8 @@ fn failed(seen: &Seen, advice: &Advice) -> CliError {
 fn late(seen: &Seen, waited: Duration, advice: Option<Advice>) -> CliError {
     let name = seen.workload.name();
     let (_, reason) = seen.workload.ready();
-    let why = advice.map_or_else(|| format!(" ({reason})"), |advice| format!(". It waits at {advice}"));
+    let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+    let why = advice.map_or(reason, |advice| format!(". It waits at {advice}"));
     CliError::new(format!(
         "{name} was not ready within {}{why}\nIt may still become so: colibri describe {name} tells more; --timeout waits longer",
         shown(waited)
