@@ -59,8 +59,11 @@ enum Command {
     Install(role::InstallArgs),
     /// Measure a running platform
     #[command(after_help = "Examples:
-  sudo colibri bench coldstart
-  sudo colibri bench warm --json")]
+  sudo colibri bench coldstart --count 50
+  sudo colibri bench warm --json        beside nginx in front of the same instance
+  sudo colibri bench burst              100 services from zero at once
+  sudo colibri bench control-plane
+  sudo colibri bench idle")]
     Bench(bench::BenchArgs),
     #[command(flatten)]
     Client(cli::Command),

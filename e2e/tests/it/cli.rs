@@ -198,7 +198,7 @@ async fn shells_complete_commands_and_flags() -> Result<()> {
         let last = words.split(' ').count();
         let (program, words) = (binary("colibri"), words.to_owned());
         let script = format!(
-            "source <({} completion bash); COMP_WORDS=(colibri {words}); COMP_CWORD={last}; _colibri colibri; echo \"${{COMPREPLY[@]}}\"",
+            "source <({} completion bash); COMP_WORDS=(colibri {words}); COMP_CWORD={last}; _colibri colibri \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"; echo \"${{COMPREPLY[@]}}\"",
             program.display()
         );
         let mut bash = Command::new("bash");
