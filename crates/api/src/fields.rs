@@ -124,15 +124,13 @@ impl Checker<'_> {
                 }
                 other => self.add(path, format!("is {}, but must be a list: begin each entry with -", named(other))),
             },
-            Some("string") => {
-                if !value.is_string() {
-                    let cure = if value.is_array() || value.is_object() {
-                        "write one word or text".to_owned()
-                    } else {
-                        format!("put it in quotes: \"{value}\"")
-                    };
-                    self.add(path, format!("is {}, but must be a text; {cure}", named(value)));
-                }
+            Some("string") if !value.is_string() => {
+                let cure = if value.is_array() || value.is_object() {
+                    "write one word or text".to_owned()
+                } else {
+                    format!("put it in quotes: \"{value}\"")
+                };
+                self.add(path, format!("is {}, but must be a text; {cure}", named(value)));
             }
             Some("integer") => self.integer(value, schema, path),
             Some("boolean") if !value.is_boolean() => {

@@ -79,7 +79,8 @@ mod tests {
 
     #[test]
     fn colours_follow_terminal_and_environment() {
-        let rows: [(bool, &[(&str, &str)], bool); 8] = [
+        type Row = (bool, &'static [(&'static str, &'static str)], bool);
+        let rows: [Row; 8] = [
             (true, &[], true),
             (false, &[], false),
             (true, &[("NO_COLOR", "1")], false),
