@@ -472,7 +472,7 @@ fn containers() -> Vec<Row> {
             "address-in-use",
             python(
                 "address-in-use",
-                "import socket as s; a = s.create_server(('', 8080)); b = s.create_server(('', 8080))",
+                "import socket as s; a = s.create_server(('', 9000)); b = s.create_server(('', 9000))",
             ),
             ["at container", "already in use", "one program listen"],
         ),
