@@ -547,7 +547,7 @@ fn uploads_and_calls() -> Vec<Row> {
         row("too-slow", run("invoke mistaken --path /slow"), 4, ["504", "no answer within 2s", "spec.timeout"]),
         row(
             "no-such-path",
-            run("invoke mistaken-service --path /nope"),
+            run("invoke mistaken-web --path /nope"),
             4,
             ["404", "no /nope here", "--path names another"],
         ),
@@ -699,7 +699,8 @@ impl World {
             &[("function.yml", b"spec: { runtime: python, timeout: 2s }\n"), ("main.py", code.as_bytes())],
         )?;
         let file = self.dir.join("mistaken-service.yml");
-        fs::write(&file, service("mistaken-service", "", "", "image: 'hello:latest'"))?;
+        let two = ["mistaken-service", "mistaken-web"].map(|name| service(name, "", "", "image: 'hello:latest'"));
+        fs::write(&file, two.join("---\n"))?;
         let (good, file) = (good.to_string_lossy(), file.to_string_lossy());
         self.platform.colibri(&["deploy", &good, "--name", "mistaken"]).await?.ok()?;
         self.platform.colibri(&["deploy", "-f", &file]).await?.ok()?;
