@@ -50,12 +50,20 @@ enum Command {
   kubectl --kubeconfig ./state/kubeconfig get namespaces")]
     Apiserver(role::ApiserverArgs),
     /// Start the controllers alone: Knative Serving, functions, the autoscaler
+    #[command(after_help = "Examples:
+  colibri controller --kubeconfig admin.yml --data-dir ./controller")]
     Controller(role::ControllerArgs),
     /// Start the gateway alone
+    #[command(after_help = "Examples:
+  colibri gateway --kubeconfig admin.yml")]
     Gateway(role::GatewayArgs),
     /// Start a node alone: it runs the pods that are bound to it
+    #[command(after_help = "Examples:
+  sudo colibri node --kubeconfig admin.yml --data-dir /srv/colibri-node")]
     Node(role::NodeArgs),
     /// Print what a Kubernetes cluster needs for Colibri
+    #[command(after_help = "Examples:
+  colibri install --crds | kubectl apply -f -")]
     Install(role::InstallArgs),
     /// Measure a running platform
     #[command(after_help = "Examples:
