@@ -7,7 +7,7 @@ SHELL := /bin/bash
 TEST_PACKAGES := nginx-light wrk docker-registry skopeo python3 nftables curl
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo build static test test-packages lint runtimes unit e2e e2e-processes chaos bench dist clean
+.PHONY: demo build static test test-packages lint runtimes unit e2e e2e-processes chaos bench soak dist clean
 
 demo: build
 	$(SUDO) target/release/colibri up --demo
@@ -82,6 +82,13 @@ bench: build test-packages
 	run bench --markdown >"$$dir/page"
 	cp "$$dir/page" docs/benchmarks.md
 	cat docs/benchmarks.md
+
+# Many seeds of the simulation; SEEDS says how many, SEED the first.
+SEEDS ?= 10000
+SEED ?= 0
+soak:
+	cargo build --profile ci --locked --package testkit --bin simulate
+	target/ci/simulate --seed $(SEED) --seeds $(SEEDS)
 
 dist: build
 	mkdir -p target/dist

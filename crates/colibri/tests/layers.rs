@@ -10,7 +10,7 @@ const LEVELS: [&[&str]; 6] = [
     &["client", "autoscale", "store"],
     &["supervisor"],
     &["gateway", "serving", "cluster", "node", "functions", "apiserver"],
-    &["colibri"],
+    &["colibri", "testkit"],
 ];
 
 #[test]

@@ -1,6 +1,9 @@
 //! What can be set about the gateway.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::transport::{Dialer, Tcp};
 
 /// Limits and times of the gateway. `Default` is the documented default.
 #[derive(Clone, Debug)]
@@ -33,6 +36,8 @@ pub struct Config {
     pub tag_header: bool,
     /// Whether responses carry `Server-Timing`. Default true.
     pub server_timing: bool,
+    /// Opens the connections to instances. Default TCP.
+    pub dialer: Arc<dyn Dialer>,
     /// Seed of all random choices (traffic split, choice of instance, request ids). Default 0; the binary hands in
     /// real randomness.
     pub seed: u64,
@@ -54,6 +59,7 @@ impl Default for Config {
             attempts: 8,
             tag_header: true,
             server_timing: true,
+            dialer: Arc::new(Tcp),
             seed: 0,
         }
     }

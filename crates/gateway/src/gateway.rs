@@ -1,5 +1,6 @@
 //! The gateway as a whole: started, asked, stopped.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::proxy::{HostHandler, Proxy};
 use crate::random::Random;
 use crate::revision::Shared;
 use crate::routes::Table;
+use crate::transport::Duplex;
 use crate::upstream::PoolLimits;
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -77,6 +79,11 @@ impl Gateway {
         shared.tasks.spawn(report(shared.clone(), fleet.clone()));
         tasks.spawn(end(shared.clone()));
         Arc::new(Self { shared, proxy, fleet })
+    }
+
+    /// Serves a client's connection that was accepted elsewhere, public hosts only, until it ends.
+    pub async fn serve(&self, stream: impl Duplex, peer: SocketAddr) {
+        listen::serve_public(stream, peer, self.proxy.clone()).await;
     }
 
     /// Metrics in Prometheus' text form.

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`routes`], [`throttle`], [`instance`], [`meter`], [`settings`], [`headers`], [`timing`], [`answer`] | pure |
 //! | [`revision`], [`fleet`], [`probe`] | shell around them |
-//! | [`proxy`], [`upstream`], [`body`], [`tunnel`], [`listen`] | sockets |
+//! | [`proxy`], [`upstream`], [`transport`], [`body`], [`tunnel`], [`listen`] | sockets |
 //!
 //! Invariants:
 //! - an instance never has more requests than `containerConcurrency`;
@@ -35,6 +35,7 @@ pub mod routes;
 pub mod settings;
 pub mod throttle;
 pub mod timing;
+pub mod transport;
 pub mod tunnel;
 pub mod upstream;
 
@@ -43,3 +44,4 @@ pub use config::Config;
 pub use gateway::Gateway;
 pub use listen::{Listener, ListenerKind};
 pub use proxy::HostHandler;
+pub use transport::Dialer;

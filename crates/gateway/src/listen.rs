@@ -11,7 +11,6 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
@@ -21,6 +20,7 @@ use tracing::{debug, warn};
 use crate::config::Config;
 use crate::headers::Peer;
 use crate::proxy::{Audience, Proxy};
+use crate::transport::Duplex;
 
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an error of `accept`, such as too many open files, which does not go away by trying at once.
@@ -73,6 +73,14 @@ pub async fn accept(listener: Listener, proxy: Arc<Proxy>, connections: Arc<Sema
     }
 }
 
+/// Serves one connection without TLS until it ends; public hosts only.
+pub async fn serve_public(stream: impl Duplex, peer: SocketAddr, proxy: Arc<Proxy>) {
+    let open = Open::new(proxy.clone());
+    let builder = builder(&proxy.shared.config);
+    serve(stream, peer, false, Audience::Public, proxy, &builder).await;
+    drop(open);
+}
+
 fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -118,7 +126,7 @@ async fn connection(
 }
 
 async fn serve(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    stream: impl Duplex,
     peer: SocketAddr,
     tls: bool,
     audience: Audience,

@@ -182,7 +182,7 @@ impl Revision {
                 }
             } else {
                 let (key, upstream) = known.unwrap_or_else(|| {
-                    let upstream = Upstream::new(seen.pod.clone(), seen.uid, now);
+                    let upstream = Upstream::new(seen.pod.clone(), seen.uid, self.shared.config.dialer.clone(), now);
                     (throttle.add(upstream.clone()), upstream)
                 });
                 upstream.node_ready.store(seen.ready, Ordering::Relaxed);

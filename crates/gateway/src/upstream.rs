@@ -16,15 +16,15 @@ use base::PodId;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use crate::body::RequestBody;
+use crate::transport::{Dialer, Stream};
 
 /// A connection that was idle for longer is used only for requests that can be sent again.
 const FRESH: Duration = Duration::from_millis(500);
 
-type Driver = http1::Connection<TokioIo<TcpStream>, RequestBody>;
+type Driver = http1::Connection<TokioIo<Stream>, RequestBody>;
 
 /// One HTTP/1 connection, and what drives it.
 pub struct Http1 {
@@ -105,6 +105,7 @@ pub struct Upstream {
     pub pod: PodId,
     /// UID of its pod.
     pub uid: String,
+    dialer: Arc<dyn Dialer>,
     ip: OnceLock<std::net::IpAddr>,
     /// Whether its node calls the pod ready.
     pub node_ready: AtomicBool,
@@ -129,10 +130,11 @@ pub struct PoolLimits {
 
 impl Upstream {
     /// An instance without an address.
-    pub fn new(pod: PodId, uid: String, now: Instant) -> Arc<Self> {
+    pub fn new(pod: PodId, uid: String, dialer: Arc<dyn Dialer>, now: Instant) -> Arc<Self> {
         Arc::new(Self {
             pod,
             uid,
+            dialer,
             ip: OnceLock::new(),
             node_ready: AtomicBool::new(false),
             probing: AtomicBool::new(false),
@@ -169,21 +171,18 @@ impl Upstream {
         self.node_ready.load(Ordering::Relaxed)
     }
 
-    /// A TCP connection.
-    pub async fn dial(&self, port: u16, limit: Duration) -> Result<TcpStream, ConnectError> {
+    /// A connection to one of its ports.
+    pub async fn dial(&self, port: u16, limit: Duration) -> Result<Stream, ConnectError> {
         let address = SocketAddr::new(self.ip().ok_or(ConnectError::NoAddress)?, port);
-        let stream = match timeout(limit, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(source)) => return Err(ConnectError::Io { address, source }),
-            Err(_) => return Err(ConnectError::Timeout { address, limit }),
-        };
-        // Only latency is at stake.
-        let _ = stream.set_nodelay(true);
-        Ok(stream)
+        match timeout(limit, self.dialer.dial(address)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(source)) => Err(ConnectError::Io { address, source }),
+            Err(_) => Err(ConnectError::Timeout { address, limit }),
+        }
     }
 
-    /// An HTTP/1 connection over a TCP connection.
-    pub async fn http1_over(&self, port: u16, stream: TcpStream) -> Result<Box<Http1>, ConnectError> {
+    /// An HTTP/1 connection over a connection.
+    pub async fn http1_over(&self, port: u16, stream: Stream) -> Result<Box<Http1>, ConnectError> {
         let address = SocketAddr::new(self.ip().ok_or(ConnectError::NoAddress)?, port);
         let (sender, driver) = http1::handshake(TokioIo::new(stream))
             .await

@@ -44,6 +44,15 @@ macro_rules! objects {
                 }
             }
 
+            async fn exists(&self, client: &Client, namespace: &str, name: &str) -> kube::Result<bool> {
+                match self {
+                    $(Self::$kind(_) => {
+                        let api = Api::<$kind>::namespaced(client.clone(), namespace);
+                        api.get_metadata_opt(name).await.map(|found| found.is_some())
+                    })*
+                }
+            }
+
             async fn replace(&self, client: &Client, namespace: &str, name: &str) -> kube::Result<()> {
                 match self {
                     $(Self::$kind(object) => {
@@ -126,6 +135,17 @@ impl Write {
     pub(crate) fn key(&self) -> ObjectKey {
         let meta = self.object().meta();
         ObjectKey::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+    }
+
+    /// Whether the object is there although its creation failed with `error`: the answer may have got lost, or a proxy
+    /// on the way gave up. Where nobody knows, it is.
+    pub(crate) async fn is_made(&self, client: &Client, error: &WriteError) -> bool {
+        let (WriteError::Stale { source, .. } | WriteError::Refused { source, .. }) = error;
+        if matches!(source, kube::Error::Api(status) if (400..500).contains(&status.code)) {
+            return false;
+        }
+        let ObjectKey { namespace, name } = self.key();
+        self.object().exists(client, &namespace, &name).await.unwrap_or(true)
     }
 
     /// Carries the write out. An object that is gone needs no update, status or deletion.

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::autoscaling::{PodAutoscaler, PodAutoscalerStatus};
-use api::conditions::ConditionStatus;
 use autoscale::settings::Reachability;
 use autoscale::{Scaling, Settings};
 use client::ObjectKey;
@@ -30,18 +29,21 @@ use crate::instances::Counts;
 use crate::meta::is_deleted;
 use crate::revision::progress_deadline;
 use crate::write::{Write, WriteError};
-use scaler::{Restored, Scaler};
+use scaler::Scaler;
 
 /// Time that an activation may take beyond the progress deadline.
 const ACTIVATION_MARGIN: Duration = Duration::from_secs(30);
 /// Time after a poke at which the gateway's load is looked at once more: what waits then counts too.
 const BURST_DELAY: Duration = Duration::from_millis(20);
+/// What the scalers' clock shows when the process starts: they can speak of an activation that began up to that long
+/// before.
+const PAST: Duration = Duration::from_secs(86_400);
 /// Most pokes that are remembered for Revisions whose PodAutoscaler is not known yet.
 const EARLY_LIMIT: usize = 10_000;
 
 /// Scalers of all Revisions.
 pub(crate) struct Autoscaler {
-    /// The scalers' zero of time.
+    /// When the scalers' clock showed [`PAST`].
     origin: Instant,
     settings: RwLock<Arc<Settings>>,
     entries: Mutex<HashMap<ObjectKey, Entry>>,
@@ -66,7 +68,7 @@ impl Default for Autoscaler {
 
 impl Autoscaler {
     fn now(&self) -> Duration {
-        self.origin.elapsed()
+        PAST + self.origin.elapsed()
     }
 
     /// Pods to run for a Revision; `None` while it has no scaler.
@@ -180,7 +182,7 @@ fn evaluate(context: &Context, key: &ObjectKey, autoscaler: &PodAutoscaler) -> E
     let mut changed = false;
     let fresh = entries.get(key).is_none_or(|entry| entry.uid != uid);
     if fresh {
-        let restored = Restored { initialized: is_initialized(autoscaler) };
+        let restored = status::restored(autoscaler, context.now());
         let scaler = Scaler::new(scaling.clone(), restored, counts, limit, now);
         entries.insert(key.clone(), Entry { uid, scaler, written: None, dirty_since: None });
         changed = true;
@@ -223,7 +225,8 @@ fn status_write(
         entry.dirty_since = None;
         return (None, None);
     }
-    let first = base.status.is_none() || entry.scaler.initialized() != is_initialized(&base);
+    let first =
+        base.status.is_none() || entry.scaler.initialized() != status::restored(&base, context.now()).initialized;
     let due = *entry.dirty_since.get_or_insert(now) + context.config.status_delay;
     // Written over a version that the cache does not show yet, it would only be refused.
     let behind = matches!(&entry.written, Some((over, _)) if *over == autoscaler.resource_version());
@@ -239,11 +242,4 @@ fn scaling(settings: &Settings, autoscaler: &PodAutoscaler) -> Scaling {
     let reachability = Reachability::parse(spec.reachability.as_deref());
     let limit = spec.container_concurrency.unwrap_or_default();
     Scaling::resolve(settings, autoscaler.annotations(), limit, reachability)
-}
-
-fn is_initialized(autoscaler: &PodAutoscaler) -> bool {
-    let conditions = autoscaler.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    conditions
-        .iter()
-        .any(|condition| condition.kind == "ScaleTargetInitialized" && condition.status == ConditionStatus::True)
 }

@@ -16,6 +16,23 @@ pub(super) const TICK: Duration = Duration::from_secs(2);
 pub(super) struct Restored {
     /// Whether enough pods were ready once.
     pub(super) initialized: bool,
+    /// Whether the last activation took too long.
+    pub(super) timed_out: bool,
+    /// How long it had been activating.
+    pub(super) activating_for: Duration,
+}
+
+impl Restored {
+    /// Goes on where the last process ended: a restart neither repeats a failed activation nor puts its end off.
+    fn activity(self, fresh: Activity, now: Duration) -> Activity {
+        match fresh {
+            Activity::Activating { .. } if self.timed_out && !self.initialized => {
+                Activity::Inactive { since: now, timed_out: true }
+            }
+            Activity::Activating { .. } => Activity::Activating { since: now.saturating_sub(self.activating_for) },
+            other => other,
+        }
+    }
 }
 
 /// The scale of one Revision.
@@ -56,11 +73,12 @@ impl Scaler {
     ) -> Self {
         let wanted = scaling.bound(0, restored.initialized);
         let threshold = scaling.active_threshold(restored.initialized);
+        let fresh = Activity::start(counts.ready, threshold, wanted.max(counts.present), now);
         Self {
             stable: Window::new(scaling.decider.stable_window, scaling.aggregation),
             panic: Window::new(scaling.panic_window, scaling.aggregation),
             decider: DeciderState::new(&scaling.decider, counts.ready, now),
-            activity: Activity::start(counts.ready, threshold, wanted.max(counts.present), now),
+            activity: restored.activity(fresh, now),
             initialized: restored.initialized,
             decided: 0,
             decide_at: now,

@@ -3,14 +3,34 @@
 //! Source: `knative/serving/pkg/reconciler/autoscaling/kpa/kpa.go`, `pa_lifecycle.go`.
 
 use api::autoscaling::{POD_AUTOSCALER_DEPENDENTS, PodAutoscaler, PodAutoscalerStatus};
-use api::conditions::Conditions;
+use api::conditions::{ConditionStatus, Conditions};
 use autoscale::zero::Activity;
 use jiff::Timestamp;
 
+use super::scaler::Restored;
 use crate::instances::Counts;
 
 const ACTIVE: &str = "Active";
 const SCALE_TARGET_INITIALIZED: &str = "ScaleTargetInitialized";
+
+/// Reason of an activation that took too long.
+const TIMED_OUT: &str = "TimedOut";
+
+/// What the status tells of the time before this process started.
+pub(super) fn restored(autoscaler: &PodAutoscaler, now: Timestamp) -> Restored {
+    let conditions = autoscaler.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let find = |kind: &str| conditions.iter().find(|condition| condition.kind == kind);
+    let active = find(ACTIVE);
+    let activating = active.filter(|active| active.status == ConditionStatus::Unknown);
+    let since = activating.and_then(|active| active.last_transition_time);
+    Restored {
+        initialized: find(SCALE_TARGET_INITIALIZED).is_some_and(|found| found.status == ConditionStatus::True),
+        timed_out: active.is_some_and(|active| {
+            active.status == ConditionStatus::False && active.reason.as_deref() == Some(TIMED_OUT)
+        }),
+        activating_for: since.and_then(|since| now.duration_since(since).try_into().ok()).unwrap_or_default(),
+    }
+}
 
 /// What the status tells.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +57,7 @@ pub(super) fn status(autoscaler: &PodAutoscaler, seen: &Seen, now: Timestamp) ->
             "Requests to the target are being buffered as resources are provisioned.",
         ),
         Activity::Inactive { timed_out: true, .. } => {
-            conditions.mark_false(ACTIVE, "TimedOut", "The target could not be activated.");
+            conditions.mark_false(ACTIVE, TIMED_OUT, "The target could not be activated.");
         }
         Activity::Inactive { timed_out: false, .. } => {
             conditions.mark_false(ACTIVE, "NoTraffic", "The target is not receiving traffic.");

@@ -163,15 +163,17 @@ async fn create(context: &Arc<Context>, key: &ObjectKey, writes: Vec<Write>) -> 
         let now = Instant::now();
         entry.expected.extend(writes.iter().map(|write| (write.key().name, now)));
     }
-    let results = futures::future::join_all(writes.iter().map(|write| write.apply(&context.client))).await;
+    let results = futures::future::join_all(writes.iter().map(|write| make(context, write))).await;
     let mut failed = Ok(());
     let mut refused = None;
     {
         let mut entries = context.instances.0.lock();
         let entry = entries.entry(key.clone()).or_default();
         for (write, result) in writes.iter().zip(results) {
-            if let Err(error) = result {
-                entry.expected.remove(&write.key().name);
+            if let Err(Unmade { error, expected }) = result {
+                if !expected {
+                    entry.expected.remove(&write.key().name);
+                }
                 refused = refusal(&error).or(refused);
                 failed = Err(error);
             }
@@ -183,6 +185,20 @@ async fn create(context: &Arc<Context>, key: &ObjectKey, writes: Vec<Write>) -> 
     }
     context.queues.revisions.add(key.clone());
     failed
+}
+
+/// A pod whose creation failed.
+struct Unmade {
+    error: WriteError,
+    /// Whether it may be there all the same: another in its place could be one too many.
+    expected: bool,
+}
+
+async fn make(context: &Context, write: &Write) -> Result<(), Unmade> {
+    match write.apply(&context.client).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(Unmade { expected: write.is_made(&context.client, &error).await, error }),
+    }
 }
 
 /// What the user should read of a refusal; a server that cannot be reached refuses nothing.

@@ -39,6 +39,8 @@ struct State {
     /// Every so many writes one fails; 0 is never.
     fail_every: usize,
     attempts: usize,
+    /// Answers to the creation of pods that will get lost.
+    lost: usize,
 }
 
 /// What new pods do.
@@ -48,6 +50,8 @@ pub(super) enum Pods {
     Start,
     /// End with a message.
     Crash,
+    /// Start, and never become ready.
+    Hang,
 }
 
 /// The API server and its node.
@@ -81,6 +85,11 @@ impl Api {
 
     pub(super) fn fail_every(&self, count: usize) {
         self.state.lock().fail_every = count;
+    }
+
+    /// The next answers to the creation of a pod get lost.
+    pub(super) fn lose_answers(&self, count: usize) {
+        self.state.lock().lost = count;
     }
 
     /// Writes since the last call.
@@ -132,9 +141,14 @@ impl Api {
                 let object = object();
                 let name = object["metadata"]["name"].as_str().unwrap().to_owned();
                 let place = Place { name, ..place };
+                let place_is_pod = place.kind == "/api/v1/pods";
                 let made = state.create(place.clone(), object);
-                if made.is_ok() && place.kind == "/api/v1/pods" {
+                if made.is_ok() && place_is_pod {
                     tokio::spawn(run_pod(self.clone(), place));
+                }
+                if place_is_pod && state.lost > 0 {
+                    state.lost -= 1;
+                    return answer(Err((504, "Timeout")));
                 }
                 made
             }
@@ -261,6 +275,9 @@ async fn run_pod(api: Api, place: Place) {
     let status = match pods {
         Pods::Start => json!({ "phase": "Running", "podIP": "10.0.0.1",
             "conditions": [{ "type": "Ready", "status": "True" }] }),
+        Pods::Hang => json!({ "phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{
+            "name": "user-container", "ready": false, "restartCount": 0, "image": "", "imageID": "",
+            "state": { "running": {} } }] }),
         Pods::Crash => json!({ "phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{
             "name": "user-container", "ready": false, "restartCount": 1, "image": "", "imageID": "",
             "state": { "terminated": { "exitCode": 1, "message": "main.py:3: SyntaxError: invalid syntax" } } }] }),

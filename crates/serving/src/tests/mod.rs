@@ -19,6 +19,7 @@ use fake::{Api, Gateway, Pods, Registry};
 
 const SERVICES: &str = "/apis/serving.knative.dev/v1/services";
 const ROUTES: &str = "/apis/serving.knative.dev/v1/routes";
+const AUTOSCALERS: &str = "/apis/autoscaling.internal.knative.dev/v1alpha1/podautoscalers";
 const REVISIONS: &str = "/apis/serving.knative.dev/v1/revisions";
 
 struct Platform {
@@ -33,14 +34,31 @@ impl Drop for Platform {
     }
 }
 
+/// A wall clock that follows the test's.
+fn now() -> jiff::Timestamp {
+    thread_local! {
+        static START: Instant = Instant::now();
+    }
+    let passed = START.with(Instant::elapsed);
+    jiff::Timestamp::UNIX_EPOCH + jiff::SignedDuration::try_from(passed).unwrap()
+}
+
 async fn platform(api: Api) -> Platform {
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let caches = Caches::new(api.client(), tasks.clone(), stop.clone());
     let gateway = Arc::new(Gateway { api: api.clone(), load: AtomicUsize::new(0) });
     let addresses = Addresses { public_port: Some(8080), ..Addresses::default() };
-    let config = Config { addresses, node_name: Some("node".to_owned()), ..Config::default() };
+    let config = Config { addresses, node_name: Some("node".to_owned()), clock: now, ..Config::default() };
     let serving = Serving::start(config, caches, gateway, Arc::new(Registry), tasks, stop.clone()).await;
     Platform { api, serving, stop }
+}
+
+/// The controllers end and start again over the same API server.
+async fn restart(present: Platform) -> Platform {
+    let api = present.api.clone();
+    drop(present);
+    sleep(Duration::from_millis(100)).await;
+    platform(api).await
 }
 
 fn service(image: &str, annotations: Value) -> Value {
@@ -203,6 +221,76 @@ async fn a_failed_new_revision_leaves_the_traffic_where_it_is() {
     assert_eq!(object["status"]["traffic"][0]["revisionName"], "hello-00003");
 }
 
+/// Default progress deadline, and what an activation gets on top.
+const GIVEN_UP: Duration = Duration::from_secs(630);
+
+fn pods_of(platform: &Platform, revision: &str) -> usize {
+    let of_revision = |pod: &Value| pod["metadata"]["labels"]["serving.knative.dev/revision"] == revision;
+    platform.api.list("pods").into_iter().filter(of_revision).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_that_never_gets_ready_is_given_up_at_its_deadline() {
+    let platform = platform(Api::new()).await;
+    platform.api.set_pods(Pods::Crash);
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+    platform.until("Ready", "False").await;
+    sleep(GIVEN_UP - Duration::from_secs(5)).await;
+    assert_eq!(pods_of(&platform, "hello-00001"), 1, "it may still recover");
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(pods_of(&platform, "hello-00001"), 0);
+    let autoscaler = platform.api.get(AUTOSCALERS, "hello-00001").unwrap();
+    assert_eq!(condition(&autoscaler, "Active").1, "TimedOut");
+    let revision = platform.api.get(REVISIONS, "hello-00001").unwrap();
+    assert_eq!(condition(&revision, "ContainerHealthy").0, "False", "what the container said stays");
+
+    // Neither time nor a restart of the controllers tries it again.
+    let again = restart(platform).await;
+    sleep(2 * GIVEN_UP).await;
+    assert_eq!(again.api.list("pods").len(), 0);
+    assert_eq!(again.look_again().await, Vec::<String>::new());
+    let autoscaler = again.api.get(AUTOSCALERS, "hello-00001").unwrap();
+    assert_eq!(condition(&autoscaler, "Active").1, "TimedOut");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_that_hangs_exceeds_its_progress_deadline() {
+    let platform = platform(Api::new()).await;
+    platform.api.set_pods(Pods::Hang);
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+    platform.until("Ready", "Unknown").await;
+    sleep(GIVEN_UP + Duration::from_secs(5)).await;
+    let revision = platform.api.get(REVISIONS, "hello-00001").unwrap();
+    let (status, reason, message) = condition(&revision, "ResourcesAvailable");
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "ProgressDeadlineExceeded"));
+    assert_eq!(message, "Initial scale was never achieved");
+    assert_eq!(pods_of(&platform, "hello-00001"), 0);
+    sleep(2 * GIVEN_UP).await;
+    assert_eq!(pods_of(&platform, "hello-00001"), 0, "nobody asked for another try");
+}
+
+#[tokio::test(start_paused = true)]
+async fn restarts_do_not_put_the_deadline_off() {
+    let mut platform = platform(Api::new()).await;
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+    platform.until("Ready", "True").await;
+    platform.api.set_pods(Pods::Crash);
+    platform.api.put(SERVICES, service("r.example/hello:v2", json!({})));
+    platform.until("Ready", "False").await;
+    platform.api.set_pods(Pods::Start);
+    platform.api.put(SERVICES, service("r.example/hello:v3", json!({})));
+    platform.until("Ready", "True").await;
+    assert_eq!(pods_of(&platform, "hello-00002"), 1);
+    // No Route refers to it any more.
+    for _ in 0..3 {
+        sleep(GIVEN_UP / 3 - Duration::from_secs(2)).await;
+        assert_eq!(pods_of(&platform, "hello-00002"), 1);
+        platform = restart(platform).await;
+    }
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(pods_of(&platform, "hello-00002"), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_image_that_is_missing_is_named() {
     let platform = platform(Api::new()).await;
@@ -243,6 +331,18 @@ async fn failed_writes_are_made_up_for() {
         assert_eq!(api.list("pods").len(), 1, "one of {every} writes failed");
         assert_eq!(platform.look_again().await, Vec::<String>::new());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_not_made_twice_because_an_answer_got_lost() {
+    let platform = platform(Api::new()).await;
+    platform.api.lose_answers(1);
+    let annotations = json!({ "autoscaling.knative.dev/max-scale": "1" });
+    platform.api.put(SERVICES, service("r.example/hello:v1", annotations));
+    platform.until("Ready", "True").await;
+    sleep(Duration::from_secs(40)).await;
+    let made = platform.api.take_writes().into_iter().filter(|write| write.starts_with("create /api/v1/pods"));
+    assert_eq!(made.count(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,263 @@
+//! Between a role's client and the API server: what a network and a loaded server do.
+//!
+//! Every request takes some time. While faults are on, some are refused, some answers get lost after the request was
+//! carried out, some writes meet a conflict, watches lag and are cut. A role that crashed gets no answer any more.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use apiserver::body::{self, Body, BoxError, Response};
+use apiserver::{ApiServer, User};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use kube::Client;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::dice::Dice;
+use crate::note;
+use crate::trace::Trace;
+use crate::world::Sabotage;
+
+/// The API server, and whether faults are on.
+pub struct Wire {
+    server: Arc<ApiServer>,
+    trace: Arc<Trace>,
+    faults: AtomicBool,
+    seed: u64,
+    clients: AtomicU64,
+    sabotage: Option<Sabotage>,
+    /// Writes of roles other than nodes and users, since the start.
+    writes: AtomicU64,
+}
+
+/// Who speaks over the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Users and their tools: no faults, so that what they want is known.
+    User,
+    /// The observer that checks the invariants: no faults and no delay.
+    Observer,
+    /// Controllers.
+    Controllers,
+    /// The gateway.
+    Gateway,
+    /// Nodes.
+    Node,
+}
+
+/// What happens to one request.
+struct Fate {
+    before: Duration,
+    after: Duration,
+    refusal: Option<StatusCode>,
+    lost: bool,
+}
+
+impl Wire {
+    /// A wire to `server`, without faults at first.
+    pub fn new(server: Arc<ApiServer>, trace: Arc<Trace>, seed: u64, sabotage: Option<Sabotage>) -> Arc<Self> {
+        let (faults, clients, writes) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { server, trace, faults, seed, clients, sabotage, writes })
+    }
+
+    /// Turns faults on or off.
+    pub fn set_faults(&self, on: bool) {
+        self.faults.store(on, Ordering::Relaxed);
+        note!(self.trace, "faults {}", if on { "on" } else { "off" });
+    }
+
+    /// Whether faults are on.
+    pub fn has_faults(&self) -> bool {
+        self.faults.load(Ordering::Relaxed)
+    }
+
+    /// Writes of controllers and gateway so far.
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
+    }
+
+    /// A client for `role`; once `crashed` is cancelled it gets no answers.
+    pub fn client(self: &Arc<Self>, role: Role, crashed: CancellationToken) -> Client {
+        let number = self.clients.fetch_add(1, Ordering::Relaxed);
+        let dice = Dice::new(self.seed, &format!("wire {role:?} {number}"));
+        let wire = self.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let (wire, dice, crashed) = (wire.clone(), dice.clone(), crashed.clone());
+            let answer: BoxFuture<'static, Result<Response, BoxError>> = Box::pin(async move {
+                let token = crashed.clone();
+                match token.run_until_cancelled(wire.carry(role, dice, crashed, request)).await {
+                    Some(answer) => answer,
+                    None => std::future::pending().await,
+                }
+            });
+            answer
+        });
+        Client::new(service, "default")
+    }
+
+    async fn carry(
+        self: Arc<Self>,
+        role: Role,
+        dice: Dice,
+        crashed: CancellationToken,
+        request: Request<kube::client::Body>,
+    ) -> Result<Response, BoxError> {
+        let method = request.method().clone();
+        let path = request.uri().path().to_owned();
+        let watch = request.uri().query().is_some_and(|query| query.contains("watch="));
+        let fate = self.fate(role, &dice, &method, watch);
+        if !fate.before.is_zero() {
+            sleep(fate.before).await;
+        }
+        if let Some(code) = fate.refusal {
+            note!(self.trace, "{role:?} {method} {path}: {code} by fault");
+            return Ok(refusal(code));
+        }
+        if self.sabotage == Some(Sabotage::KeepGarbage) && role == Role::Controllers && method == Method::DELETE {
+            return Ok(answer(StatusCode::OK, &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})));
+        }
+        let request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
+        let mut response = self.server.handle(User::master("system:colibri"), request).await;
+        let code = response.status();
+        if method != Method::GET {
+            note!(self.trace, "{role:?} {method} {path}: {}", code.as_u16());
+            let counts = matches!(role, Role::Controllers | Role::Gateway);
+            self.writes.fetch_add(u64::from(counts), Ordering::Relaxed);
+        }
+        if !fate.after.is_zero() {
+            sleep(fate.after).await;
+        }
+        if fate.lost {
+            note!(self.trace, "{role:?} {method} {path}: the answer gets lost");
+            return Err("the connection was reset".into());
+        }
+        if watch && role != Role::Observer && code.is_success() {
+            response = response.map(|body| self.watched(role, dice, crashed, path, body));
+        } else if self.sabotage.is_some() && method == Method::GET {
+            response = self.forge_whole(role, response).await;
+        }
+        Ok(response)
+    }
+
+    fn fate(&self, role: Role, dice: &Dice, method: &Method, watch: bool) -> Fate {
+        let mut fate = Fate { before: Duration::ZERO, after: Duration::ZERO, refusal: None, lost: false };
+        if role == Role::Observer {
+            return fate;
+        }
+        fate.before = Duration::from_micros(dice.between(100..1_000));
+        if role == Role::User || !self.has_faults() {
+            return fate;
+        }
+        let write = *method != Method::GET;
+        if dice.chance(20) {
+            fate.before += dice.millis(10..3_000);
+        }
+        if dice.chance(15) {
+            let codes = [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE];
+            fate.refusal = Some(*dice.pick(&codes));
+        } else if write && [Method::PUT, Method::PATCH].contains(method) && dice.chance(15) {
+            fate.refusal = Some(StatusCode::CONFLICT);
+        } else if write && dice.chance(15) {
+            fate.after = dice.millis(1..500);
+            fate.lost = true;
+        } else if !watch && dice.chance(10) {
+            fate.after = dice.millis(10..1_000);
+        }
+        fate
+    }
+
+    /// A watch's body, late and cut while faults are on.
+    fn watched(self: &Arc<Self>, role: Role, dice: Dice, crashed: CancellationToken, path: String, body: Body) -> Body {
+        let cut = (self.has_faults() && dice.chance(300)).then(|| Instant::now() + dice.seconds(1..120));
+        let slow = self.has_faults() && dice.chance(150);
+        let state = Watched { wire: self.clone(), role, dice, crashed, path, body, cut, slow };
+        body::stream(futures::stream::unfold(state, |mut state| async move {
+            let chunk = state.next().await?;
+            Some((chunk, state))
+        }))
+    }
+
+    async fn forge_whole(&self, role: Role, response: Response) -> Response {
+        let (head, body) = response.into_parts();
+        match body.collect().await {
+            Ok(bytes) => Response::from_parts(head, body::full(self.forge(role, bytes.to_bytes()))),
+            Err(_) => Response::from_parts(head, body::empty()),
+        }
+    }
+
+    /// What a broken component believes to read.
+    fn forge(&self, role: Role, bytes: Bytes) -> Bytes {
+        let (from, to) = match (self.sabotage, role) {
+            (Some(Sabotage::IgnoreConcurrency), Role::Gateway) => ("\"containerConcurrency\":", "\"x\":"),
+            (Some(Sabotage::IgnoreMaxScale), Role::Controllers) => ("autoscaling.knative.dev/max-scale\":", "x\":"),
+            _ => return bytes,
+        };
+        match std::str::from_utf8(&bytes) {
+            Ok(text) if text.contains(from) => text.replace(from, to).into(),
+            _ => bytes,
+        }
+    }
+}
+
+struct Watched {
+    wire: Arc<Wire>,
+    role: Role,
+    dice: Dice,
+    crashed: CancellationToken,
+    path: String,
+    body: Body,
+    cut: Option<Instant>,
+    slow: bool,
+}
+
+impl Watched {
+    async fn next(&mut self) -> Option<Result<Bytes, BoxError>> {
+        loop {
+            let never = Instant::now() + Duration::from_secs(86_400);
+            let frame = tokio::select! {
+                biased;
+                () = self.crashed.cancelled() => std::future::pending().await,
+                () = sleep_until(self.cut.unwrap_or(never)), if self.cut.is_some() => {
+                    note!(self.wire.trace, "{:?} watch of {}: cut", self.role, self.path);
+                    let clean = self.dice.chance(500);
+                    self.cut = None;
+                    return (!clean).then(|| Err("the connection was reset".into()));
+                }
+                frame = self.body.frame() => frame?,
+            };
+            let Ok(data) = frame.map(http_body::Frame::into_data) else { return None };
+            let Ok(bytes) = data else { continue };
+            if self.wire.has_faults() {
+                let lag = if self.slow { self.dice.millis(0..2_000) } else { self.dice.millis(0..20) };
+                sleep(lag).await;
+            }
+            return Some(Ok(self.wire.forge(self.role, bytes)));
+        }
+    }
+}
+
+fn refusal(code: StatusCode) -> Response {
+    let reason = match code {
+        StatusCode::CONFLICT => "Conflict",
+        StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
+        _ => "InternalError",
+    };
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": "simulated fault", "reason": reason, "code": code.as_u16(),
+    });
+    answer(code, &status)
+}
+
+fn answer(code: StatusCode, value: &Value) -> Response {
+    let mut response = Response::new(body::full(value.to_string()));
+    *response.status_mut() = code;
+    let json = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    response
+}

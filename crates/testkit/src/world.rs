@@ -1,0 +1,504 @@
+//! One seed's world: everything put together, an hour of trouble, and what must be left of it.
+//!
+//! | minutes | what happens |
+//! |---|---|
+//! | 0-40 | faults; users make, change, break and delete; clients send; controllers crash; nodes get lost |
+//! | 40-50 | no faults and no changes; clients send: soon every request must be answered by a pod |
+//! | 50-57 | nobody sends: every app settles at its least scale, and then nothing writes any more |
+//! | 57-60 | all apps are deleted: nothing of them is left |
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::functions::Function;
+use api::serving::annotations::REVISION_LABEL;
+use api::serving::{Revision, Service};
+use apiserver::{Admission, AdmissionError, AdmissionRequest, ApiServer, Operation, User};
+use base::{PodId, RevisionId, RouteId};
+use client::Caches;
+use client::link::{AutoscalerLink, GatewayLink, Late, Stat};
+use futures::future::BoxFuture;
+use gateway::Gateway;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DynamicObject, ListParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use serving::Serving;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::checks::{Checks, Counts};
+use crate::dice::Dice;
+use crate::images::{Code, Registry};
+use crate::network::{Dial, Network};
+use crate::nodes::Nodes;
+use crate::note;
+use crate::trace::Trace;
+use crate::traffic::Traffic;
+use crate::users::{App, NAMESPACES, Users};
+use crate::wire::{Role, Wire};
+
+/// Most requests that the gateway lets wait for one Revision.
+pub const QUEUE_LIMIT: usize = 60;
+
+/// How a run goes.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// Services and functions.
+    pub apps: usize,
+    /// Whether there are faults.
+    pub faults: bool,
+    /// A component that is broken on purpose.
+    pub sabotage: Option<Sabotage>,
+    /// Where the trace is written.
+    pub trace: Option<PathBuf>,
+}
+
+/// A component that is broken on purpose: the invariants must see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Sabotage {
+    /// The gateway does not know `containerConcurrency`.
+    IgnoreConcurrency,
+    /// The autoscaler does not know `max-scale`.
+    IgnoreMaxScale,
+    /// The gateway calls instances drained that are not.
+    SkipDraining,
+    /// No word of the gateway reaches the autoscaler.
+    LoseReports,
+    /// The controllers' deletions are not carried out.
+    KeepGarbage,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// Hash and length of the trace.
+    pub trace: (u64, u64),
+    /// What was broken.
+    pub breaches: Vec<String>,
+    /// The trace's last lines, if something was broken.
+    pub last: Vec<String>,
+    /// What the checks saw.
+    pub counts: Counts,
+    /// Requests sent, and those refused or broken off.
+    pub requests: (usize, usize),
+}
+
+/// Runs one seed on this thread, which must not have run anything before.
+///
+/// # Errors
+///
+/// When the world cannot be set up.
+pub fn run(plan: &Plan) -> anyhow::Result<Report> {
+    crate::os::seed_thread(plan.seed);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
+    let report = runtime.block_on(async {
+        crate::os::follow_paused_clock();
+        let report = live(plan).await;
+        crate::os::leave_paused_clock();
+        report
+    });
+    // What still runs would only be taken down task by task.
+    std::mem::forget(runtime);
+    report
+}
+
+async fn live(plan: &Plan) -> anyhow::Result<Report> {
+    let trace = Arc::new(Trace::new(plan.trace.as_deref())?);
+    let world = World::start(plan, trace.clone()).await?;
+    tokio::select! {
+        biased;
+        () = breached(&world.checks) => {}
+        result = world.clone().hour(plan.faults) => result?,
+    }
+    trace.flush();
+    let breaches = world.checks.breaches();
+    let last = if breaches.is_empty() { Vec::new() } else { trace.last() };
+    let (counts, requests) = (world.checks.counts(), world.traffic.counts());
+    Ok(Report { seed: plan.seed, trace: trace.hash(), breaches, last, counts, requests })
+}
+
+async fn breached(checks: &Checks) {
+    while checks.breaches().is_empty() {
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// The parts of one seed's world.
+struct World {
+    seed: u64,
+    wire: Arc<Wire>,
+    trace: Arc<Trace>,
+    checks: Arc<Checks>,
+    nodes: Arc<Nodes>,
+    users: Arc<Users>,
+    traffic: Arc<Traffic>,
+    gateway: Arc<Link>,
+    autoscaler: Arc<Late<dyn AutoscalerLink>>,
+    client: Client,
+    baseline: BTreeSet<String>,
+    controllers: Mutex<Option<Controllers>>,
+}
+
+/// One life of the controllers.
+struct Controllers {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    crashed: CancellationToken,
+    /// Keeps the autoscaler's far side alive.
+    _serving: Arc<Serving>,
+}
+
+impl World {
+    async fn start(plan: &Plan, trace: Arc<Trace>) -> anyhow::Result<Arc<Self>> {
+        let seed = plan.seed;
+        let server = ApiServer::open(apiserver::Config::default()).await?;
+        server.add_admission(Arc::new(BuiltIn));
+        install(&server.client(User::master("system:colibri"))).await?;
+        let wire = Wire::new(server, trace.clone(), seed, plan.sabotage);
+        let checks = Checks::new(trace.clone());
+        let network = Network::new(checks.clone());
+        let never = CancellationToken::new();
+        let caches = |role| Caches::new(wire.client(role, never.clone()), TaskTracker::new(), never.clone());
+        checks.observe(&caches(Role::Observer), &network);
+
+        // Machine mode binds pods as it makes them; on a cluster there is a scheduler.
+        let names: &[&str] = if seed.is_multiple_of(2) { &["node-0"] } else { &["node-0", "node-1", "node-2"] };
+        let (dice, of_nodes) = (|name: &str| Dice::new(seed, name), caches(Role::Node));
+        let nodes =
+            Nodes::start(names, &of_nodes, network.clone(), checks.clone(), wire.clone(), trace.clone(), dice("nodes"))
+                .await?;
+
+        let autoscaler = Late::<dyn AutoscalerLink>::new();
+        let mouthpiece = Arc::new(Mouthpiece { autoscaler: autoscaler.clone(), sabotage: plan.sabotage });
+        let config = gateway::Config {
+            queue_limit: QUEUE_LIMIT,
+            seed,
+            dialer: Arc::new(Dial(network.clone())),
+            ..gateway::Config::default()
+        };
+        let of_gateway = caches(Role::Gateway);
+        let gateway = Gateway::start(config, of_gateway, mouthpiece, Vec::new(), TaskTracker::new(), never.clone());
+        let client = wire.client(Role::User, never);
+        let users = Users::new(client.clone(), trace.clone(), dice("users"), plan.apps);
+        let traffic = Traffic::new(gateway.clone(), users.clone(), checks.clone(), trace.clone(), dice("traffic"));
+        let gateway = Arc::new(Link { gateway, sabotage: plan.sabotage });
+        let mut world = Self {
+            seed,
+            wire,
+            trace,
+            checks,
+            nodes,
+            users,
+            traffic,
+            gateway,
+            autoscaler,
+            client,
+            baseline: BTreeSet::new(),
+            controllers: Mutex::default(),
+        };
+        world.start_controllers().await;
+        sleep(Duration::from_secs(5)).await;
+        world.baseline = world.objects().await?;
+        Ok(Arc::new(world))
+    }
+
+    async fn start_controllers(&self) {
+        let (tasks, stop, crashed) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+        let caches = Caches::new(self.wire.client(Role::Controllers, crashed.clone()), tasks.clone(), stop.clone());
+        let registry = Registry::new(self.wire.clone(), Dice::new(self.seed, "registry"));
+        let node_name = self.seed.is_multiple_of(2).then(|| "node-0".to_owned());
+        let config = serving::Config { node_name, ..serving::Config::default() };
+        let gateway = self.gateway.clone();
+        let serving = Serving::start(config, caches.clone(), gateway, registry, tasks.clone(), stop.clone()).await;
+        self.autoscaler.set(serving.clone());
+        functions::Functions::start(
+            functions::Config::default(),
+            caches.clone(),
+            Arc::new(Code::default()),
+            &tasks,
+            &stop,
+        );
+        cluster::start(cluster::Config { root_ca_pem: "none".to_owned() }, &caches, &tasks, &stop);
+        *self.controllers.lock() = Some(Controllers { tasks, stop, crashed, _serving: serving });
+        note!(self.trace, "the controllers run");
+    }
+
+    /// Stops the controllers, in order or not, and starts them again.
+    async fn restart_controllers(&self, dice: &Dice) {
+        let crash = dice.chance(500);
+        let Some(controllers) = self.controllers.lock().take() else { return };
+        note!(self.trace, "the controllers {}", if crash { "crash" } else { "stop" });
+        if crash {
+            controllers.crashed.cancel();
+        }
+        controllers.stop.cancel();
+        controllers.tasks.close();
+        if !crash {
+            controllers.tasks.wait().await;
+        }
+        drop(controllers);
+        sleep(dice.millis(10..20_000)).await;
+        self.start_controllers().await;
+    }
+
+    async fn hour(self: Arc<Self>, faults: bool) -> anyhow::Result<()> {
+        let start = Instant::now();
+        let at = |minutes: u64| start + Duration::from_secs(60 * minutes);
+        let (repair, quiet, settled) = if faults { (at(40), at(50), at(57)) } else { (at(2), at(10), at(17)) };
+        self.wire.set_faults(faults);
+        self.traffic.set_calm(!faults);
+        for index in 0..self.users.apps().len() {
+            tokio::spawn(self.clone().appear(index));
+            tokio::spawn(self.traffic.clone().run(index, quiet));
+        }
+        if faults {
+            let trouble = [
+                tokio::spawn(self.clone().trouble_users(repair)),
+                tokio::spawn(self.clone().trouble_controllers(repair)),
+                tokio::spawn(self.clone().trouble_nodes(repair)),
+            ];
+            for part in trouble {
+                part.await?;
+            }
+        }
+        sleep_until(repair).await;
+        self.wire.set_faults(false);
+        self.traffic.set_calm(true);
+        self.users.repair().await;
+        sleep_until(settled - Duration::from_secs(60)).await;
+        self.check_settled().await?;
+        let writes = self.wire.writes();
+        sleep_until(settled).await;
+        let since = self.wire.writes() - writes;
+        if since > 0 {
+            self.checks.breach(format!("{since} writes in a minute in which nothing happened"));
+        }
+        for index in 0..self.users.apps().len() {
+            self.users.delete(index).await;
+        }
+        sleep(Duration::from_secs(170)).await;
+        self.check_clean().await
+    }
+
+    async fn appear(self: Arc<Self>, index: usize) {
+        sleep(Dice::new(self.seed, &format!("app {index}")).millis(0..60_000)).await;
+        self.users.make(index).await;
+    }
+
+    async fn trouble_users(self: Arc<Self>, end: Instant) {
+        let dice = Dice::new(self.seed, "pauses of users");
+        loop {
+            let next = Instant::now() + dice.seconds(15..180);
+            if next >= end {
+                return;
+            }
+            sleep_until(next).await;
+            self.users.act().await;
+        }
+    }
+
+    async fn trouble_controllers(self: Arc<Self>, end: Instant) {
+        let dice = Dice::new(self.seed, "controllers");
+        loop {
+            let next = Instant::now() + dice.seconds(120..1_200);
+            if next + Duration::from_secs(60) >= end {
+                return;
+            }
+            sleep_until(next).await;
+            self.restart_controllers(&dice).await;
+        }
+    }
+
+    /// A single node is the machine itself: only one of several gets lost.
+    async fn trouble_nodes(self: Arc<Self>, end: Instant) {
+        let dice = Dice::new(self.seed, "loss of nodes");
+        let names = self.nodes.names();
+        loop {
+            let (next, time) = (Instant::now() + dice.seconds(120..900), dice.seconds(5..240));
+            if names.len() < 2 || next + time >= end {
+                return;
+            }
+            sleep_until(next).await;
+            self.nodes.lose(dice.pick::<String>(&names), time).await;
+        }
+    }
+
+    /// Every app is as its owner wants it, at its least scale.
+    async fn check_settled(&self) -> anyhow::Result<()> {
+        let pods = Api::<Pod>::all(self.client.clone()).list(&ListParams::default()).await?.items;
+        let revisions = Api::<Revision>::all(self.client.clone()).list(&ListParams::default()).await?.items;
+        for app in self.users.apps() {
+            let object = self.app_object(&app).await?;
+            if let Some(why) = not_settled(&app, &object) {
+                self.checks.breach(format!("{} is not as wanted: {why}: {}", app.host(), object["status"]));
+            }
+            let newest = self.newest(&app).await?;
+            for revision in revisions.iter().filter(|revision| belongs(*revision, &app)) {
+                let name = revision.name_any();
+                let wanted = if name == newest { app.min_scale as usize } else { 0 };
+                let of_revision = pods.iter().filter(|pod| {
+                    pod.namespace().as_deref() == Some(app.namespace) && pod.labels().get(REVISION_LABEL) == Some(&name)
+                });
+                let count = of_revision.count();
+                if count != wanted {
+                    self.checks.breach(format!("{name} of {} rests with {count} pods, not {wanted}", app.host()));
+                }
+                let told = revision.status.as_ref().and_then(|status| status.actual_replicas).unwrap_or_default();
+                if usize::try_from(told).ok() != Some(count) {
+                    self.checks.breach(format!("{name} of {} tells of {told} pods, not {count}", app.host()));
+                }
+            }
+        }
+        if self.traffic.waiting() > 0 {
+            self.checks.breach(format!("{} requests are still without an answer", self.traffic.waiting()));
+        }
+        Ok(())
+    }
+
+    async fn app_object(&self, app: &App) -> anyhow::Result<Value> {
+        let object = if app.function {
+            let api = Api::<Function>::namespaced(self.client.clone(), app.namespace);
+            api.get_opt(&app.name).await?.map(serde_json::to_value)
+        } else {
+            let api = Api::<Service>::namespaced(self.client.clone(), app.namespace);
+            api.get_opt(&app.name).await?.map(serde_json::to_value)
+        };
+        Ok(object.transpose()?.unwrap_or_default())
+    }
+
+    async fn newest(&self, app: &App) -> anyhow::Result<String> {
+        let service = Api::<Service>::namespaced(self.client.clone(), app.namespace).get_opt(&app.name).await?;
+        let status = service.and_then(|service| service.status);
+        Ok(status.and_then(|status| status.latest_created_revision_name).unwrap_or_default())
+    }
+
+    /// Nothing is left of the apps.
+    async fn check_clean(&self) -> anyhow::Result<()> {
+        for left in self.objects().await?.difference(&self.baseline) {
+            self.checks.breach(format!("{left} is left behind"));
+        }
+        if self.nodes.held() > 0 {
+            self.checks.breach(format!("the nodes still hold {} pods", self.nodes.held()));
+        }
+        Ok(())
+    }
+
+    /// Names of all objects.
+    async fn objects(&self) -> anyhow::Result<BTreeSet<String>> {
+        let mut found = BTreeSet::new();
+        for kind in cluster::resources::deletable(&self.client).await? {
+            let api = Api::<DynamicObject>::all_with(self.client.clone(), &kind.resource);
+            for object in api.list_metadata(&ListParams::default()).await?.items {
+                let namespace = object.namespace().unwrap_or_default();
+                found.insert(format!("{} {namespace}/{}", kind.resource.kind, object.name_any()));
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn belongs(revision: &Revision, app: &App) -> bool {
+    revision.namespace().as_deref() == Some(app.namespace)
+        && revision.labels().get("serving.knative.dev/service") == Some(&app.name)
+}
+
+fn not_settled(app: &App, object: &Value) -> Option<String> {
+    let status = &object["status"];
+    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+    let ready = conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+    if object.is_null() {
+        Some("it does not exist".to_owned())
+    } else if status["observedGeneration"] != object["metadata"]["generation"] {
+        Some("its status is old".to_owned())
+    } else if !ready {
+        Some("it is not ready".to_owned())
+    } else if !app.function && status["latestReadyRevisionName"] != status["latestCreatedRevisionName"] {
+        Some("its newest version is not ready".to_owned())
+    } else {
+        None
+    }
+}
+
+/// The gateway as the controllers see it.
+struct Link {
+    gateway: Arc<Gateway>,
+    sabotage: Option<Sabotage>,
+}
+
+impl GatewayLink for Link {
+    fn programmed(&self, route: RouteId, generation: i64) -> BoxFuture<'static, ()> {
+        self.gateway.programmed(route, generation)
+    }
+
+    fn retire(&self, revision: RevisionId, count: usize, drain_timeout: Duration) -> BoxFuture<'static, Vec<PodId>> {
+        let skip = self.sabotage == Some(Sabotage::SkipDraining);
+        self.gateway.retire(revision, count, if skip { Duration::ZERO } else { drain_timeout })
+    }
+
+    fn load(&self, revision: &RevisionId) -> usize {
+        self.gateway.load(revision)
+    }
+}
+
+/// The autoscaler as the gateway sees it.
+struct Mouthpiece {
+    autoscaler: Arc<Late<dyn AutoscalerLink>>,
+    sabotage: Option<Sabotage>,
+}
+
+impl AutoscalerLink for Mouthpiece {
+    fn report(&self, stats: &[Stat]) {
+        if self.sabotage != Some(Sabotage::LoseReports) {
+            self.autoscaler.report(stats);
+        }
+    }
+
+    fn poke(&self, revision: &RevisionId) {
+        if self.sabotage != Some(Sabotage::LoseReports) {
+            self.autoscaler.poke(revision);
+        }
+    }
+}
+
+/// What the platform installs, and the namespaces of the apps.
+async fn install(client: &Client) -> anyhow::Result<()> {
+    let definitions = Api::<CustomResourceDefinition>::all(client.clone());
+    for definition in api::crds::all() {
+        definitions.create(&PostParams::default(), &definition).await?;
+    }
+    let namespaces = Api::<Namespace>::all(client.clone());
+    for name in NAMESPACES.into_iter().chain([api::SYSTEM_NAMESPACE]) {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
+    }
+    Ok(())
+}
+
+/// Defaults and checks of Knative's kinds and of Functions, as the binary adds them.
+struct BuiltIn;
+
+impl Admission for BuiltIn {
+    fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> Result<Vec<String>, AdmissionError> {
+        use api::serving::admission::{self, Kind, Settings};
+        if request.operation == Operation::Delete || !request.subresource.is_empty() {
+            return Ok(Vec::new());
+        }
+        let refuse = |message: String| AdmissionError { code: 400, message };
+        if let Some(kind) = Kind::parse(request.kind).filter(|_| request.group == "serving.knative.dev") {
+            let settings = Settings::default();
+            admission::default(kind, object, request.old, &request.user.name, &settings);
+            admission::validate(kind, object, request.old, &settings).map_err(|error| refuse(error.to_string()))?;
+        }
+        Ok(Vec::new())
+    }
+}
