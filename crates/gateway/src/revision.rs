@@ -1,5 +1,6 @@
 //! One revision at run time: its throttle, its numbers, and the shell around both.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -54,6 +55,8 @@ type Waiter = oneshot::Sender<Slot>;
 
 struct Core {
     throttle: Throttle<Arc<Upstream>, Waiter>,
+    /// Instances that somebody waits for to be drained.
+    claimed: BTreeSet<Key>,
     meter: Meter,
     last_poke: Option<Instant>,
     /// Whether the last report spoke of traffic.
@@ -94,6 +97,21 @@ pub struct Waiting {
     slot: oneshot::Receiver<Slot>,
 }
 
+/// Instances that somebody waits for to be drained, until dropped.
+struct Claim {
+    revision: Arc<Revision>,
+    pods: Vec<(Key, PodId)>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut core = self.revision.core.lock();
+        for (key, _) in &self.pods {
+            core.claimed.remove(key);
+        }
+    }
+}
+
 /// What becomes of a request that arrives.
 pub enum Entry {
     /// It has a slot.
@@ -125,7 +143,13 @@ impl Revision {
     /// A revision of which nothing is known but its name.
     pub fn new(id: RevisionId, shared: Arc<Shared>) -> Arc<Self> {
         let throttle = Throttle::new(shared.config.queue_limit, shared.random.next());
-        let core = Core { throttle, meter: Meter::new(Instant::now()), last_poke: None, reported: false };
+        let core = Core {
+            throttle,
+            claimed: BTreeSet::new(),
+            meter: Meter::new(Instant::now()),
+            last_poke: None,
+            reported: false,
+        };
         Arc::new(Self {
             id,
             settings: ArcSwapOption::empty(),
@@ -190,6 +214,7 @@ impl Revision {
                     upstream.set_address(ip, now);
                 }
                 if seen.deleting {
+                    upstream.deleting.store(true, Ordering::Relaxed);
                     grants.extend(throttle.step(key, Event::Drain));
                 }
             }
@@ -275,24 +300,22 @@ impl Revision {
 
     /// Takes up to `count` instances out of rotation and waits until they are drained.
     pub async fn retire(self: Arc<Self>, count: usize, drain_timeout: Duration) -> Vec<PodId> {
-        let chosen = {
-            let mut core = self.core.lock();
-            let keys = core.throttle.retire(count);
-            let of = |key: &Key| core.throttle.instances().find(|(k, ..)| k == key);
-            keys.iter()
-                .filter_map(|key| of(key).map(|(key, _, upstream)| (key, upstream.pod.clone())))
-                .collect::<Vec<_>>()
-        };
-        self.drain(&chosen.iter().map(|(key, _)| *key).collect::<Vec<_>>(), drain_timeout).await;
-        chosen.into_iter().map(|(_, pod)| pod).collect()
+        let claim = self.claim(count);
+        self.drain(&claim.pods.iter().map(|(key, _)| *key).collect::<Vec<_>>(), drain_timeout).await;
+        claim.pods.iter().map(|(_, pod)| pod.clone()).collect()
     }
 
-    /// Takes these instances out of rotation and waits until they are drained.
+    /// Takes these instances out of rotation and waits until they are drained. Whoever asks deletes them.
     pub async fn retire_pods(self: Arc<Self>, pods: &[PodId], drain_timeout: Duration) {
         let (keys, grants) = {
             let mut core = self.core.lock();
             let named = core.throttle.instances().filter(|(_, _, upstream)| pods.contains(&upstream.pod));
-            let keys: Vec<Key> = named.map(|(key, ..)| key).collect();
+            let keys: Vec<Key> = named
+                .map(|(key, _, upstream)| {
+                    upstream.deleting.store(true, Ordering::Relaxed);
+                    key
+                })
+                .collect();
             let mut grants = Vec::new();
             for key in &keys {
                 grants.extend(core.throttle.step(*key, Event::Drain));
@@ -321,6 +344,24 @@ impl Revision {
     /// Whether a request waits.
     pub fn has_waiting(&self) -> bool {
         self.core.lock().throttle.waiting() > 0
+    }
+
+    /// Chooses up to `count` instances to go. Those that are out of rotation although nobody waits for them any more
+    /// come first: whoever asked for them has crashed, or could not delete them.
+    fn claim(self: &Arc<Self>, count: usize) -> Claim {
+        let mut core = self.core.lock();
+        let Core { throttle, claimed, .. } = &mut *core;
+        let forgotten = throttle.instances().filter(|(key, state, upstream)| {
+            let draining = matches!(state, Instance::Draining { .. });
+            draining && !upstream.deleting.load(Ordering::Relaxed) && !claimed.contains(key)
+        });
+        let mut keys: Vec<Key> = forgotten.map(|(key, ..)| key).take(count).collect();
+        keys.extend(throttle.retire(count - keys.len()));
+        claimed.extend(&keys);
+        let of = |key: Key| throttle.instances().find(|(other, ..)| *other == key);
+        let pods =
+            keys.iter().filter_map(|key| of(*key).map(|(key, _, upstream)| (key, upstream.pod.clone()))).collect();
+        Claim { revision: self.clone(), pods }
     }
 
     /// Requests in flight and waiting.

@@ -109,6 +109,8 @@ pub struct Upstream {
     ip: OnceLock<std::net::IpAddr>,
     /// Whether its node calls the pod ready.
     pub node_ready: AtomicBool,
+    /// Whether its pod is being deleted.
+    pub deleting: AtomicBool,
     /// Whether a task probes it.
     pub probing: AtomicBool,
     stages: Mutex<Stages>,
@@ -137,6 +139,7 @@ impl Upstream {
             dialer,
             ip: OnceLock::new(),
             node_ready: AtomicBool::new(false),
+            deleting: AtomicBool::new(false),
             probing: AtomicBool::new(false),
             stages: Mutex::new(Stages { seen: now, addressed: None, ready: None }),
             idle: Mutex::default(),

@@ -71,9 +71,15 @@ macro_rules! objects {
                 }
             }
 
-            async fn delete(&self, client: &Client, namespace: &str, name: &str) -> kube::Result<()> {
+            async fn delete(
+                &self,
+                client: &Client,
+                namespace: &str,
+                name: &str,
+                resource_version: Option<String>,
+            ) -> kube::Result<()> {
                 let uid = self.meta().uid.clone();
-                let preconditions = Some(Preconditions { uid, resource_version: None });
+                let preconditions = Some(Preconditions { uid, resource_version });
                 let params = DeleteParams { preconditions, ..DeleteParams::background() };
                 match self {
                     $(Self::$kind(_) => {
@@ -99,6 +105,8 @@ pub(crate) enum Write {
     Status(Object),
     /// Deletes this very object, not one that took its name since.
     Delete(Object),
+    /// Deletes the object if it is still as it was seen.
+    DeleteUnchanged(Object),
 }
 
 impl fmt::Display for Write {
@@ -107,7 +115,7 @@ impl fmt::Display for Write {
             Self::Create(object) => ("create", object),
             Self::Update(object) => ("update", object),
             Self::Status(object) => ("status", object),
-            Self::Delete(object) => ("delete", object),
+            Self::Delete(object) | Self::DeleteUnchanged(object) => ("delete", object),
         };
         write!(f, "{verb} {} {}", object.kind(), self.key())
     }
@@ -127,7 +135,11 @@ pub(crate) enum WriteError {
 impl Write {
     fn object(&self) -> &Object {
         match self {
-            Self::Create(object) | Self::Update(object) | Self::Status(object) | Self::Delete(object) => object,
+            Self::Create(object)
+            | Self::Update(object)
+            | Self::Status(object)
+            | Self::Delete(object)
+            | Self::DeleteUnchanged(object) => object,
         }
     }
 
@@ -155,7 +167,10 @@ impl Write {
             Self::Create(object) => object.create(client, &namespace).await,
             Self::Update(object) => object.replace(client, &namespace, &name).await,
             Self::Status(object) => object.replace_status(client, &namespace, &name).await,
-            Self::Delete(object) => object.delete(client, &namespace, &name).await,
+            Self::Delete(object) => object.delete(client, &namespace, &name, None).await,
+            Self::DeleteUnchanged(object) => {
+                object.delete(client, &namespace, &name, object.meta().resource_version.clone()).await
+            }
         };
         let Err(error) = result else { return Ok(()) };
         let code = match &error {
@@ -163,7 +178,8 @@ impl Write {
             _ => 0,
         };
         match (self, code) {
-            (Self::Update(_) | Self::Status(_) | Self::Delete(_), 404) | (Self::Delete(_), 409) => Ok(()),
+            (Self::Update(_) | Self::Status(_) | Self::Delete(_) | Self::DeleteUnchanged(_), 404)
+            | (Self::Delete(_), 409) => Ok(()),
             (_, 409) => Err(WriteError::Stale { write: self.to_string(), source: error }),
             _ => Err(WriteError::Refused { write: self.to_string(), source: error }),
         }

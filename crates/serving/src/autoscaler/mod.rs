@@ -76,6 +76,11 @@ impl Autoscaler {
         self.entries.lock().get(key).map(|entry| entry.scaler.pods())
     }
 
+    /// Most pods of a Revision; `None` while it has no scaler.
+    pub(crate) fn limit(&self, key: &ObjectKey) -> Option<i32> {
+        self.entries.lock().get(key).map(|entry| entry.scaler.limit())
+    }
+
     /// Takes over the ConfigMap `config-autoscaler`, or its absence; wrong settings leave the old ones.
     pub(crate) fn configure(&self, data: Option<&std::collections::BTreeMap<String, String>>) -> bool {
         let settings = match data.map_or_else(|| Ok(Settings::default()), Settings::parse) {

@@ -195,6 +195,11 @@ impl Scaler {
         self.pods
     }
 
+    /// Most pods at any time.
+    pub(super) fn limit(&self) -> i32 {
+        self.scaling.max
+    }
+
     /// What the Revision is to its users.
     pub(super) fn activity(&self) -> Activity {
         self.activity

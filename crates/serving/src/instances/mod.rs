@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::context::{Context, revision_id};
+use crate::meta::is_deleted;
 use crate::write::{Write, WriteError};
 
 /// Time after which a pod that was asked for and never appeared counts as not made.
@@ -44,8 +45,10 @@ struct Entry {
     pods: BTreeMap<String, Arc<Pod>>,
     /// Names of pods that were asked for, and since when.
     expected: BTreeMap<String, Instant>,
-    /// Pods that the gateway was asked to retire.
+    /// Pods that the gateway was asked to retire and has not named yet.
     retiring: usize,
+    /// Names of pods that are being deleted, and since when; the cache may still show them as before.
+    leaving: BTreeMap<String, Instant>,
     /// How often in a row it had nothing to give.
     empty_handed: u32,
     /// Why the API server refused the last pod.
@@ -61,7 +64,29 @@ pub(crate) struct Counts {
     pub(crate) present: i32,
 }
 
+impl Entry {
+    /// The pods that nobody deletes at this moment.
+    fn staying(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.iter().filter(|(name, _)| !self.leaving.contains_key(*name)).map(|(_, pod)| pod)
+    }
+}
+
 impl Instances {
+    /// A pod is about to be deleted: it counts no more.
+    fn leave(&self, key: &ObjectKey, pods: impl IntoIterator<Item = String>) {
+        if let Some(entry) = self.0.lock().get_mut(key) {
+            let now = Instant::now();
+            entry.leaving.extend(pods.into_iter().map(|pod| (pod, now)));
+        }
+    }
+
+    /// A pod could not be deleted: it counts again.
+    fn stay(&self, key: &ObjectKey, pod: &str) {
+        if let Some(entry) = self.0.lock().get_mut(key) {
+            entry.leaving.remove(pod);
+        }
+    }
+
     /// Takes over a change of a pod; the Revision it belongs to.
     pub(crate) fn observe(&self, change: &Change<Pod>) -> Option<ObjectKey> {
         let pod = change.object();
@@ -70,6 +95,9 @@ impl Instances {
         let mut entries = self.0.lock();
         let entry = entries.entry(key.clone()).or_default();
         entry.expected.remove(&pod.name_any());
+        if change.new.as_deref().is_none_or(is_deleted) {
+            entry.leaving.remove(&pod.name_any());
+        }
         match &change.new {
             Some(pod) => drop(entry.pods.insert(pod.name_any(), pod.clone())),
             None => drop(entry.pods.remove(&pod.name_any())),
@@ -91,7 +119,7 @@ impl Instances {
     pub(crate) fn counts(&self, key: &ObjectKey) -> Counts {
         let entries = self.0.lock();
         let Some(entry) = entries.get(key) else { return Counts::default() };
-        let live = entry.pods.values().filter(|pod| plan::is_live(pod));
+        let live = entry.staying().filter(|pod| plan::is_live(pod));
         let (ready, starting): (Vec<_>, Vec<_>) = live.partition(|pod| plan::is_ready(pod));
         let kept = ready.len().saturating_sub(entry.retiring);
         let count = |pods: usize| i32::try_from(pods).unwrap_or(i32::MAX);
@@ -106,7 +134,12 @@ struct Observed {
     pods: Vec<Arc<Pod>>,
     expected: usize,
     retiring: usize,
-    empty_handed: u32,
+    /// Pods that the API may still hold live, those on their way out included.
+    occupied: usize,
+    /// Most pods at any time.
+    limit: usize,
+    /// Whether the gateway has nothing to give, again and again, and no request either.
+    unknown_to_gateway: bool,
     /// Pods wanted; `None` while nobody has decided.
     wanted: Option<i32>,
 }
@@ -114,20 +147,33 @@ struct Observed {
 fn observe(context: &Context, key: &ObjectKey) -> Observed {
     let revision = context.caches.revisions.get_key(key);
     let wanted = context.autoscaler.wanted(key);
+    let limit = context.autoscaler.limit(key).and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    // Asked before any lock of ours is taken: the gateway calls us under its own.
+    let idle = context.gateway.load(&revision_id(key)) == 0;
     let now = Instant::now();
     let mut entries = context.instances.0.lock();
     if revision.is_none() && entries.get(key).is_some_and(|entry| entry.pods.is_empty()) {
         entries.remove(key);
     }
-    let none =
-        Observed { revision: revision.clone(), pods: Vec::new(), expected: 0, retiring: 0, empty_handed: 0, wanted };
+    let none = Observed {
+        revision: revision.clone(),
+        pods: Vec::new(),
+        expected: 0,
+        retiring: 0,
+        occupied: 0,
+        limit,
+        unknown_to_gateway: false,
+        wanted,
+    };
     let Some(entry) = entries.get_mut(key) else { return none };
     entry.expected.retain(|_, since| now < *since + EXPECTATION_LIMIT);
+    entry.leaving.retain(|_, since| now < *since + EXPECTATION_LIMIT);
     Observed {
-        pods: entry.pods.values().cloned().collect(),
+        pods: entry.staying().cloned().collect(),
         expected: entry.expected.len(),
         retiring: entry.retiring,
-        empty_handed: entry.empty_handed,
+        occupied: entry.pods.values().filter(|pod| plan::is_live(pod)).count(),
+        unknown_to_gateway: idle && entry.empty_handed >= RETIRE_TRIES,
         ..none
     }
 }
@@ -147,7 +193,7 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
     }
     create(&context, &key, plan.create).await?;
     for write in &plan.delete {
-        write.apply(&context.client).await?;
+        delete(&context, &key, write).await?;
     }
     Ok(Outcome::Done)
 }
@@ -201,6 +247,16 @@ async fn make(context: &Context, write: &Write) -> Result<(), Unmade> {
     }
 }
 
+async fn delete(context: &Context, key: &ObjectKey, write: &Write) -> Result<(), WriteError> {
+    let name = write.key().name;
+    context.instances.leave(key, [name.clone()]);
+    let result = write.apply(&context.client).await;
+    if result.is_err() {
+        context.instances.stay(key, &name);
+    }
+    result
+}
+
 /// What the user should read of a refusal; a server that cannot be reached refuses nothing.
 fn refusal(error: &WriteError) -> Option<String> {
     match error {
@@ -222,13 +278,21 @@ fn retire(context: &Arc<Context>, key: &ObjectKey, revision: Option<&Revision>, 
             () = context.stop.cancelled() => return,
             chosen = context.gateway.retire(revision_id(&key), count, limit) => chosen,
         };
-        delete_drained(&context, &chosen).await;
         let missing = count.saturating_sub(chosen.len());
         if let Some(entry) = context.instances.0.lock().get_mut(&key) {
             entry.retiring = entry.retiring.saturating_sub(count);
+            let now = Instant::now();
+            entry.leaving.extend(chosen.iter().map(|pod| (pod.name.to_string(), now)));
             entry.empty_handed = if missing > 0 { entry.empty_handed + 1 } else { 0 };
         }
-        // Deleted pods need time to show it in the cache.
+        for pod in &chosen {
+            let Some(pod) = context.caches.pods.get(&pod.namespace, &pod.name) else { continue };
+            let write = Write::Delete(pod.as_ref().clone().into());
+            if let Err(error) = delete(&context, &key, &write).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot delete a drained pod");
+            }
+        }
+        // The gateway may come to know more; and a pod that could not be deleted is still to go.
         let pause = if missing > 0 { RETIRE_PAUSE } else { Duration::from_millis(50) };
         context.queues.instances.add_after(key, pause);
     });

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Observed, RETIRE_TRIES, resources};
+use super::{Observed, resources};
 use crate::meta::is_deleted;
 use crate::write::Write;
 
@@ -50,13 +50,15 @@ pub(super) fn plan(observed: &Observed, node_name: Option<&str>, random: &mut dy
     let staying = live.len().saturating_sub(observed.retiring);
     let present = staying + observed.expected;
     if wanted > present {
-        let missing = (wanted - present).min(CREATE_LIMIT);
+        // One that is drained, or whose deletion is under way, still takes its place.
+        let room = observed.limit.saturating_sub(observed.occupied + observed.expected);
+        let missing = (wanted - present).min(CREATE_LIMIT).min(room);
         plan.create.extend((0..missing).map(|_| Write::Create(resources::pod(revision, node_name, random).into())));
         return plan;
     }
     // Pods that were only asked for are decided on once they are there.
     let surplus = staying.saturating_sub(wanted);
-    scale_in(&mut plan, live, surplus, observed.empty_handed >= RETIRE_TRIES);
+    scale_in(&mut plan, live, surplus, observed.unknown_to_gateway);
     plan
 }
 
@@ -66,7 +68,8 @@ fn scale_in(plan: &mut Plan, mut live: Vec<&Pod>, surplus: usize, gateway_knows_
     live.sort_by_key(|pod| (is_ready(pod), has_address(pod), std::cmp::Reverse(created(pod))));
     let free = live.into_iter().filter(|pod| !has_address(pod) || gateway_knows_none);
     let deleted = plan.delete.len();
-    plan.delete.extend(free.take(surplus).map(|pod| Write::Delete(pod.clone().into())));
+    // Only as it was seen: by now it may have an address, and then requests.
+    plan.delete.extend(free.take(surplus).map(|pod| Write::DeleteUnchanged(pod.clone().into())));
     plan.retire = surplus - (plan.delete.len() - deleted);
 }
 
