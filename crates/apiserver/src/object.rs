@@ -1,5 +1,7 @@
 //! Stored objects: JSON text in the storage version, with what selectors need parsed out of it.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Map, Value};
 
@@ -10,17 +12,19 @@ use serde_json::{Map, Value};
 pub struct Object {
     bytes: Bytes,
     head: usize,
+    /// Where the text of `metadata` lies.
+    metadata: Range<usize>,
     labels: Box<[(Box<str>, Box<str>)]>,
 }
 
 impl Object {
     /// Encodes an object.
     pub fn encode(value: &Value) -> Self {
-        let (bytes, head) = encode(value);
+        let (bytes, head, metadata) = encode(value);
         let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
         let pair = |(k, v): (&String, &Value)| (k.as_str().into(), v.as_str().unwrap_or_default().into());
         let labels = labels.map(|labels| labels.iter().map(pair).collect()).unwrap_or_default();
-        Self { bytes, head, labels }
+        Self { bytes, head, metadata, labels }
     }
 
     /// The whole text.
@@ -32,6 +36,11 @@ impl Object {
     pub fn tail(&self) -> &[u8] {
         let tail = &self.bytes[self.head..];
         tail.strip_prefix(b",").unwrap_or(tail)
+    }
+
+    /// The text of `metadata`; empty if there is none.
+    pub fn metadata(&self) -> &[u8] {
+        &self.bytes[self.metadata.clone()]
     }
 
     /// The value of a label.
@@ -51,7 +60,7 @@ impl Object {
     }
 }
 
-fn encode(value: &Value) -> (Bytes, usize) {
+fn encode(value: &Value) -> (Bytes, usize, Range<usize>) {
     let mut out = BytesMut::with_capacity(1024).writer();
     let empty = Map::new();
     let map = value.as_object().unwrap_or(&empty);
@@ -65,15 +74,20 @@ fn encode(value: &Value) -> (Bytes, usize) {
     let head = out.get_ref().len();
     // Metadata comes next, as in the reference; the rest in the map's order.
     let rest = map.iter().filter(|(key, _)| !matches!(key.as_str(), "kind" | "apiVersion" | "metadata"));
-    let metadata = map.get_key_value("metadata");
-    for (key, value) in metadata.into_iter().chain(rest) {
+    let first = map.get_key_value("metadata");
+    let mut metadata = 0..0;
+    for (key, value) in first.into_iter().chain(rest) {
         out.get_mut().put_u8(b',');
         serde_json::to_writer(&mut out, key).expect("writing JSON into memory does not fail");
         out.get_mut().put_u8(b':');
+        let start = out.get_ref().len();
         write(&mut out, value);
+        if key == "metadata" {
+            metadata = start..out.get_ref().len();
+        }
     }
     out.get_mut().put_u8(b'}');
-    (out.into_inner().freeze(), head)
+    (out.into_inner().freeze(), head, metadata)
 }
 
 impl store::Record for Object {
@@ -146,6 +160,7 @@ mod tests {
         assert_eq!(object.tail(), br#""metadata":{"labels":{"a":"b"}},"data":{}}"#);
         assert_eq!(object.api_version(), "apps/v1");
         assert_eq!((object.label("a"), object.label("b")), (Some("b"), None));
+        assert_eq!(object.metadata(), br#"{"labels":{"a":"b"}}"#);
         assert_eq!(object.value(), value);
         assert_eq!(Object::encode(&json!({"kind": "X", "apiVersion": "v1"})).tail(), b"}");
     }

@@ -86,9 +86,13 @@ impl Traffic {
             if Instant::now() >= end {
                 return;
             }
-            let count = if self.dice.chance(100) { self.dice.between(8..20) } else { self.dice.between(1..5) };
+            // In calm times what is sent can be served within any app's limits: then nothing may be refused.
+            let calm = self.calm.lock().is_some();
+            let crowd = self.dice.chance(100) && !calm;
+            let count = if crowd { self.dice.between(8..20) } else { self.dice.between(1..5) };
             let gap = *self.dice.pick(&[0, 10, 200]);
-            let work = *self.dice.pick(&[100, 5_000, 50_000, 1_000_000]);
+            let works = if calm { &[100, 5_000, 500_000] } else { &[100, 50_000, 4_000_000] };
+            let work = *self.dice.pick(works);
             for _ in 0..count {
                 let work = Duration::from_micros(self.dice.between(work / 2..work * 2));
                 tokio::spawn(self.clone().send(index, work));

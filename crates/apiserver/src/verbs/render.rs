@@ -11,6 +11,7 @@ use crate::body::{self, Response};
 use crate::error::ApiResult;
 use crate::negotiate::{Notation, Shape};
 use crate::object::Object;
+use crate::registry::Served;
 use crate::table;
 
 impl ApiServer {
@@ -144,6 +145,16 @@ pub(crate) fn include(call: &Call) -> ApiResult<table::Include> {
 /// The metadata of an object alone.
 pub(crate) fn partial(value: &Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": value["metadata"]})
+}
+
+/// [`partial`] as text, cut out of the object's own where its version is the request's.
+pub(crate) fn partial_text(server: &ApiServer, served: &Served, object: &Object) -> Bytes {
+    let metadata = object.metadata();
+    if metadata.is_empty() || object.api_version() != served.def.api_version() {
+        return partial(&server.view(served, object)).to_string().into();
+    }
+    let head: &[u8] = br#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":"#;
+    [head, metadata, b"}"].concat().into()
 }
 
 pub(crate) fn revision_text(object: &Object) -> String {

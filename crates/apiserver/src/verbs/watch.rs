@@ -272,8 +272,7 @@ impl Stream {
         match call.accepted.shape {
             Shape::Object => put_event(out, kind, &self.server.text_of(&call, object)),
             Shape::Partial => {
-                let partial = super::render::partial(&self.server.view(&call.served, object));
-                put_event(out, kind, partial.to_string().as_bytes());
+                put_event(out, kind, &super::render::partial_text(&self.server, &call.served, object));
             }
             Shape::Table => {
                 let value = self.server.view(&call.served, object);
