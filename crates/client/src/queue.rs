@@ -183,6 +183,8 @@ pub enum Outcome {
     Done,
     /// Look again after that time.
     After(Duration),
+    /// The work was done on an old picture: try again after a back-off, unless a change comes first.
+    Again,
 }
 
 /// Starts `count` workers that take keys from `queue` until `stop`; an error means another try after a back-off.
@@ -208,6 +210,9 @@ pub fn run_workers<K, W, F, E>(
                     key = queue.next() => key,
                 };
                 match work(key.clone()).await {
+                    Ok(Outcome::Again) => {
+                        queue.retry(key.clone());
+                    }
                     Ok(outcome) => {
                         queue.forget(&key);
                         if let Outcome::After(delay) = outcome {
@@ -273,6 +278,25 @@ mod tests {
         assert!(idle.is_err());
         queue.done(&"a".into());
         assert_eq!(queue.next().await, "a");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_on_an_old_picture_is_tried_again_ever_more_slowly() {
+        let (tasks, stop, queue) = (TaskTracker::new(), CancellationToken::new(), Queue::<String>::new());
+        let start = Instant::now();
+        let tries = Arc::new(Mutex::new(Vec::new()));
+        let seen = tries.clone();
+        run_workers("test", &queue, 1, &tasks, &stop, move |_| {
+            seen.lock().push(start.elapsed().as_millis());
+            futures::future::ready(Ok::<_, std::fmt::Error>(Outcome::Again))
+        });
+        queue.add("a".into());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(*tries.lock(), [0, 5, 15, 35, 75]);
+        queue.add("a".into());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(tries.lock().last(), Some(&100), "a change does not wait");
+        stop.cancel();
     }
 
     #[tokio::test(start_paused = true)]

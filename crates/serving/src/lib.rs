@@ -27,7 +27,6 @@ mod tests;
 mod write;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use api::autoscaling::PodAutoscaler;
 use api::serving::annotations::{CONFIGURATION_LABEL, ROUTES_ANNOTATION, SERVICE_LABEL};
@@ -45,9 +44,6 @@ use tokio_util::task::TaskTracker;
 pub use config::{Addresses, Config};
 use context::{Context, Kinds, Queues, revision_key};
 use write::WriteError;
-
-/// Pause before a plan that was made from an old picture is made again.
-const STALE_PAUSE: Duration = Duration::from_millis(15);
 
 /// The running controllers.
 pub struct Serving {
@@ -132,7 +128,7 @@ fn workers<F>(
                 // Somebody else wrote first, or our own last write is not in the cache yet: no failure.
                 Err(WriteError::Stale { write, .. }) => {
                     tracing::debug!(controller = name, %key, write, "planned from an old picture");
-                    Ok(Outcome::After(STALE_PAUSE))
+                    Ok(Outcome::Again)
                 }
                 other => other,
             }

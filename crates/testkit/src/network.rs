@@ -83,6 +83,11 @@ impl PodServer {
         std::mem::take(&mut inner.in_flight) > 0
     }
 
+    /// Whether it listens.
+    pub fn listens(&self) -> bool {
+        self.inner.lock().run.is_some()
+    }
+
     /// The pod's node gets lost, or is back.
     pub fn set_unreachable(&self, unreachable: bool) {
         self.inner.lock().unreachable = unreachable;

@@ -125,7 +125,7 @@ impl Nodes {
         sleep(NODE_GRACE.min(time)).await;
         if Instant::now() < end {
             retry(|| set_node_ready(&self.client, node, false)).await;
-            self.each_pod(node, |pod| self.call_unready(pod)).await;
+            self.each_pod(node, |pod| self.call_ready(pod, false)).await;
             sleep(EVICTION.min(end - Instant::now())).await;
         }
         if Instant::now() < end {
@@ -135,6 +135,12 @@ impl Nodes {
         note!(self.trace, "node {node} is back");
         self.set_lost(node, false);
         retry(|| set_node_ready(&self.client, node, true)).await;
+        self.each_pod(node, |pod| async move {
+            if pod.listens() {
+                self.call_ready(pod, true).await;
+            }
+        })
+        .await;
     }
 
     fn set_lost(&self, node: &str, lost: bool) {
@@ -158,9 +164,10 @@ impl Nodes {
         }
     }
 
-    async fn call_unready(&self, pod: Arc<PodServer>) {
+    async fn call_ready(&self, pod: Arc<PodServer>, ready: bool) {
         let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
-        let patch = json!({"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "NodeLost"}]}});
+        let status = if ready { "True" } else { "False" };
+        let patch = json!({"status": {"conditions": [{"type": "Ready", "status": status}]}});
         retry(|| async {
             let patched = api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
             unless_gone(patched.map(drop))
@@ -263,7 +270,9 @@ impl Nodes {
         for restarts in 0.. {
             let fate = if crashes { Fate::EndsAfter(Duration::ZERO) } else { self.fate() };
             match fate {
-                Fate::StartsLate(delay) => sleep(delay).await,
+                Fate::StartsLate(delay) => {
+                    self.in_trouble(delay).await;
+                }
                 _ => sleep(self.dice.millis(10..400)).await,
             }
             if !crashes {
@@ -273,8 +282,8 @@ impl Nodes {
                 self.tell(pod, node, ip, running).await;
             }
             match fate {
-                Fate::EndsAfter(time) => sleep(time).await,
-                Fate::FailsAfter(time) => sleep(time).await,
+                Fate::EndsAfter(_) if crashes => {}
+                Fate::EndsAfter(time) | Fate::FailsAfter(time) if self.in_trouble(time).await => {}
                 _ => return,
             }
             self.reachable(node).await;
@@ -293,6 +302,15 @@ impl Nodes {
             self.tell(pod, node, ip, told).await;
             sleep(backoff.next_delay()).await;
         }
+    }
+
+    /// Waits for that time, or until faults end; whether they did not.
+    async fn in_trouble(&self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        while Instant::now() < end && self.wire.has_faults() {
+            sleep(Duration::from_secs(1).min(end - Instant::now())).await;
+        }
+        self.wire.has_faults()
     }
 
     fn fate(&self) -> Fate {

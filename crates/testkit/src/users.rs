@@ -269,7 +269,7 @@ fn draw(dice: &Dice, index: usize) -> App {
     let min_scale = *dice.pick(&[0, 0, 0, 1, 2]);
     let max_scale = *dice.pick(&[0, 2, 3, 6]);
     App {
-        namespace: *dice.pick(&NAMESPACES),
+        namespace: NAMESPACES[dice.below(NAMESPACES.len())],
         name: format!("app{index}"),
         function: dice.chance(250),
         wanted: false,

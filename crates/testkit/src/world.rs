@@ -343,7 +343,7 @@ impl World {
                 self.checks.breach(format!("{} is not as wanted: {why}: {}", app.host(), object["status"]));
             }
             let newest = self.newest(&app).await?;
-            for revision in revisions.iter().filter(|revision| belongs(*revision, &app)) {
+            for revision in revisions.iter().filter(|revision| belongs(revision, &app)) {
                 let name = revision.name_any();
                 let wanted = if name == newest { app.min_scale as usize } else { 0 };
                 let of_revision = pods.iter().filter(|pod| {

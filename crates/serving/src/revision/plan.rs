@@ -104,6 +104,9 @@ fn from_autoscaler(observed: &Observed, status: &mut RevisionStatus, conditions:
             conditions.mark_false(RESOURCES_AVAILABLE, &reason, &message);
         }
         Some(Failure::Container { reason, message }) => conditions.mark_false(CONTAINER_HEALTHY, &reason, &message),
+        // No pod says otherwise: what the last one told before it was stopped stays.
+        None if observed.pods.is_empty()
+            && (is_failed(conditions, CONTAINER_HEALTHY) || is_failed(conditions, RESOURCES_AVAILABLE)) => {}
         None if timed_out => {
             // What the containers said before they were stopped tells more than the deadline.
             if !is_failed(conditions, CONTAINER_HEALTHY) {
