@@ -109,6 +109,7 @@ async fn settle(server: &Shared) -> Vec<String> {
         }
         said.push(match outcome {
             Ok(Outcome::Done) => "done".to_owned(),
+            Ok(Outcome::Again) => "again".to_owned(),
             Ok(Outcome::After(pause)) if pause == STALE_PAUSE => "stale".to_owned(),
             Ok(Outcome::After(pause)) => format!("again in {pause:?}"),
             Err(error) => error.to_string(),
