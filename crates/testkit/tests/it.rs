@@ -2,6 +2,9 @@
 
 use std::process::{Command, Output};
 
+/// Seeds that must hold. `COLIBRI_SEEDS` and `COLIBRI_SEED` (the first) choose others; see also `make soak`.
+const SEEDS: &str = "16";
+
 fn simulate(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_simulate")).args(args).output().expect("simulate can be started")
 }
@@ -18,6 +21,14 @@ fn trace(output: &Output) -> String {
 }
 
 #[test]
+fn an_hour_of_faults_breaks_no_invariant_on_any_seed() {
+    let (first, count) = (std::env::var("COLIBRI_SEED"), std::env::var("COLIBRI_SEEDS"));
+    let output = simulate(&["--seed", first.as_deref().unwrap_or("0"), "--seeds", count.as_deref().unwrap_or(SEEDS)]);
+    println!("{}", text(&output));
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
 fn a_seed_replays_to_the_last_line() {
     for seed in ["7", "8"] {
         let (one, two) = (simulate(&["--seeds", "1", "--seed", seed]), simulate(&["--seeds", "1", "--seed", seed]));
@@ -31,4 +42,39 @@ fn a_seed_replays_to_the_last_line() {
 fn without_faults_every_request_is_answered_by_a_pod() {
     let output = simulate(&["--seeds", "1", "--seed", "1", "--calm"]);
     assert!(output.status.success(), "{}", text(&output));
+}
+
+/// Breaks a component on purpose; one of the first seeds must notice, and say so in these words.
+fn noticed(sabotage: &str, words: &str) {
+    let seen: Vec<String> = (0..12)
+        .map(|seed: u32| text(&simulate(&["--seeds", "1", "--seed", &seed.to_string(), "--break", sabotage])))
+        .take_while_inclusive(|text| !(text.contains("BREACH") && text.contains(words)))
+        .collect();
+    let last = seen.last().map(String::as_str).unwrap_or_default();
+    assert!(last.contains("BREACH") && last.contains(words), "{sabotage} went unnoticed: {seen:#?}");
+}
+
+trait TakeWhileInclusive: Iterator + Sized {
+    /// Up to the first item for which `keep` does not hold, and that one.
+    fn take_while_inclusive(self, keep: impl Fn(&Self::Item) -> bool) -> impl Iterator<Item = Self::Item> {
+        let mut done = false;
+        self.take_while(move |item| !std::mem::replace(&mut done, !keep(item)))
+    }
+}
+
+impl<I: Iterator> TakeWhileInclusive for I {}
+
+#[test]
+fn a_gateway_that_ignores_container_concurrency_is_noticed() {
+    noticed("ignore-concurrency", "its limit is");
+}
+
+#[test]
+fn reports_that_get_lost_are_noticed() {
+    noticed("lose-reports", "was sent a request");
+}
+
+#[test]
+fn garbage_that_stays_is_noticed() {
+    noticed("keep-garbage", "was sent a request");
 }
