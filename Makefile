@@ -58,10 +58,9 @@ e2e: static
 
 # Kills platform, supervisors and containers at random under load, and prints what was seen. KILLS and SEED choose.
 KILLS ?= 200
-SEED ?= $(shell date +%s)
 chaos: static
 	cargo build --profile ci --locked --workspace --bins
-	COLIBRI_CHAOS_KILLS=$(KILLS) COLIBRI_CHAOS_SEED=$(SEED) cargo test --profile ci --locked --workspace --test it -- --nocapture --exact chaos::nothing_acknowledged_is_lost_and_nothing_is_left
+	COLIBRI_CHAOS_KILLS=$(KILLS) COLIBRI_CHAOS_SEED=$(or $(SEED),$(shell date +%s)) cargo test --profile ci --locked --workspace --test it -- --nocapture --exact chaos::nothing_acknowledged_is_lost_and_nothing_is_left
 
 # Those tests once more, with the four roles as processes of their own: those whose way leads through all of them.
 SPREAD := test(a_container_answers) or test(logs_follow) or test(a_python_function) or test(two_hundred) or test(a_pod_reaches) or test(ctrl_c)
@@ -74,7 +73,8 @@ e2e-processes: static
 bench: build test-packages
 	dir=$$(mktemp -d)
 	run() { $(SUDO) target/release/colibri "$$@" --data-dir "$$dir/data"; }
-	run up --api-port 0 --gateway-port 0 --gateway-tls-port 0 --metrics-port 0 2>"$$dir/log" & platform=$$!
+	$(SUDO) target/release/colibri up --data-dir "$$dir/data" --api-port 0 --gateway-port 0 --gateway-tls-port 0 --metrics-port 0 2>"$$dir/log" &
+	platform=$$!
 	trap '$(SUDO) kill $$platform; wait $$platform || true; $(SUDO) rm -rf "$$dir"' EXIT
 	until $(SUDO) test -e "$$dir/data/endpoints.json"; do kill -0 $$platform || { cat "$$dir/log"; exit 1; }; sleep 0.2; done
 	target/release/colibri image pack target/static/hello-container --tag hello:latest --output "$$dir/hello.tar"
@@ -85,10 +85,9 @@ bench: build test-packages
 
 # Many seeds of the simulation; SEEDS says how many, SEED the first.
 SEEDS ?= 10000
-SEED ?= 0
 soak:
 	cargo build --profile ci --locked --package testkit --bin simulate
-	target/ci/simulate --seed $(SEED) --seeds $(SEEDS)
+	target/ci/simulate --seed $(or $(SEED),0) --seeds $(SEEDS)
 
 dist: build
 	mkdir -p target/dist
