@@ -183,7 +183,12 @@ async fn a_pod_without_a_sandbox_starts_anew_as_its_policy_says() {
     second.api.wait(PODS, "again", restarted(2)).await;
     let never = second.api.wait(PODS, "never", |pod| pod["status"]["phase"] == "Failed").await;
     assert_eq!(status(&never)["state"]["terminated"]["exitCode"], 137);
-    assert!(second.logs("again", false).await.starts_with("began\n"));
+    // Running begins before the first line.
+    let begin = std::time::Instant::now();
+    while !second.logs("again", false).await.starts_with("began\n") {
+        assert!(begin.elapsed() < std::time::Duration::from_secs(30), "{:?}", second.logs("again", false).await);
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     second.end().await;
 }
 
