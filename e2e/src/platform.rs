@@ -125,13 +125,13 @@ impl Platform {
     /// When the program cannot be started.
     pub async fn spawn(options: Options) -> Result<Self> {
         let shared = if options.alone { None } else { Some(lock(libc::LOCK_SH).await?) };
+        // Needed where other crates of the same build turn TLS on; it may be there already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder().no_proxy().timeout(WAIT_LIMIT).build()?;
         let home = tempfile::Builder::new().prefix("colibri-e2e-").tempdir()?;
         let data_dir = options.data_dir.clone().unwrap_or_else(|| home.path().join("data"));
         // One that was killed leaves it behind.
         let _ = std::fs::remove_file(data_dir.join("endpoints.json"));
-        // Needed where other crates of the same build turn TLS on; it may be there already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().no_proxy().timeout(WAIT_LIMIT).build()?;
         let mut platform =
             Self { processes: Vec::new(), data_dir, home, endpoints: BTreeMap::new(), http, _shared: shared };
         platform.start_processes(&options).await?;

@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 
 /// Seeds that must hold. `COLIBRI_SEEDS` and `COLIBRI_SEED` (the first) choose others; see also `make soak`.
-const SEEDS: &str = "16";
+const SEEDS: &str = "48";
 
 fn simulate(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_simulate")).args(args).output().expect("simulate can be started")
