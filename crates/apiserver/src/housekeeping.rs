@@ -1,7 +1,7 @@
 //! What the server forgets with time: history for watches, and Events.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use jiff::Timestamp;
@@ -24,7 +24,7 @@ impl ApiServer {
             while stop.run_until_cancelled(tokio::time::sleep(PERIOD)).await.is_some() {
                 let Some(server) = server.upgrade() else { return };
                 server.expire_events(Timestamp::now()).await;
-                if server.store.forget_old() > 0 {
+                if server.store.forget_old(Instant::now()) > 0 {
                     give_memory_back();
                 }
             }

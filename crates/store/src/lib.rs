@@ -281,9 +281,8 @@ impl<V: Record> Store<V> {
 
     /// Drops the history of all tables that exceeds the limits; answers how many changes went. A store that is written
     /// to does that by itself.
-    pub fn forget_old(&self) -> usize {
+    pub fn forget_old(&self, now: Instant) -> usize {
         let tables: Vec<Arc<Table<V>>> = self.tables.read().values().cloned().collect();
-        let now = Instant::now();
         tables.iter().map(|table| table.forget_old(now)).sum()
     }
 

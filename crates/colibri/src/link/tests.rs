@@ -318,7 +318,7 @@ async fn only_gateways_are_let_in() {
     assert_eq!(controller.hub.gateways(), 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(start_paused = true)]
 async fn one_leads_and_another_takes_over_when_it_dies() {
     let world = World::new().await;
     let stop = CancellationToken::new();

@@ -109,6 +109,18 @@ fn ticks() -> Value {
     shell("echo began; n=0; while :; do echo tick $n; n=$((n+1)); sleep 0.05; done")
 }
 
+fn holds(log: &std::path::Path, text: &str) -> bool {
+    std::fs::read_to_string(log).is_ok_and(|log| log.contains(text))
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    let begin = std::time::Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < std::time::Duration::from_secs(30), "it never came to hold");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
 fn status(pod: &Value) -> &Value {
     &pod["status"]["containerStatuses"][0]
 }
@@ -124,7 +136,7 @@ async fn the_next_node_takes_over_what_runs_and_tells_what_ended_meanwhile() {
     }
     let first = Fixture::start().await;
     first.create("steady", json!({"containers": [ticks()]}));
-    first.create("brief", json!({"restartPolicy": "Never", "containers": [shell("echo up; while ! [ -e /tmp/x ]; do sleep 0.02; n=$((n+1)); [ $n -gt 25 ] && exit 7; done")]}));
+    first.create("brief", json!({"restartPolicy": "Never", "containers": [shell("echo up; while ! [ -e /tmp/x ]; do sleep 0.02; n=$((n+1)); [ $n -gt 25 ] && { echo down; exit 7; }; done")]}));
     first.create("orphan", json!({"containers": [ticks()]}));
     let steady = first.api.wait(PODS, "steady", is_running).await;
     first.api.wait(PODS, "brief", is_running).await;
@@ -133,13 +145,14 @@ async fn the_next_node_takes_over_what_runs_and_tells_what_ended_meanwhile() {
     api.remove(PODS, "orphan");
     let brief_log = dir.path().join("logs/default_brief_uid-brief/main/0.log");
     assert!(brief_log.exists());
-    // Long enough for `brief` to end while nobody looks.
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    // `brief` ends, and `steady` goes on, while nobody looks.
+    let steady_log = dir.path().join("logs/default_steady_uid-steady/main/0.log");
+    until(|| holds(&brief_log, "down") && holds(&steady_log, "tick 25")).await;
 
     let second = Fixture::start_on(dir, api).await;
     let ended = second.api.wait(PODS, "brief", |pod| pod["status"]["phase"] == "Failed").await;
     assert_eq!(status(&ended)["state"]["terminated"]["exitCode"], 7);
-    assert_eq!(second.logs("brief", false).await, "up\n");
+    assert_eq!(second.logs("brief", false).await, "up\ndown\n");
     let now = second.api.get(PODS, "steady").unwrap();
     assert_eq!(status(&now)["restartCount"], 0);
     assert_eq!(status(&now)["state"], status(&steady)["state"], "it runs since it began");
