@@ -1,6 +1,7 @@
 //! What every role shares when it talks to the API server or to another role.
 //!
 //! - [`cache`]: one shared, watched copy of a kind per process.
+//! - [`live`]: what is asked of the API server itself, because a cache may be behind.
 //! - [`queue`]: the work queue that controllers take keys from.
 //! - [`link`]: the wire between gateway, autoscaler and controllers, apart from API objects.
 //! - [`kubelet`]: what the API server asks of a node (logs, exec).
@@ -16,7 +17,9 @@ pub mod images;
 pub mod kubelet;
 pub mod lease;
 pub mod link;
+pub mod live;
 pub mod queue;
 
 pub use cache::{Cache, Caches, Change, ObjectKey};
+pub use live::is_there;
 pub use queue::{Queue, run_workers};

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use client::{Cache, Caches, ObjectKey, Queue, queue::Outcome, run_workers};
+use client::{Cache, Caches, ObjectKey, Queue, is_there, queue::Outcome, run_workers};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -59,7 +59,7 @@ pub(crate) fn start(caches: &Arc<Caches>, tasks: &TaskTracker, stop: &Cancellati
             }
             let Some(wanted) = wanted(&service, &pods) else { return Ok(Outcome::Done) };
             let present = slices.select(&key.namespace, |slice| service_of(slice) == Some(key.name.as_str()));
-            bring_up(&client, &key.namespace, wanted, &present).await.map(|()| Outcome::Done)
+            bring_up(&client, &service, wanted, &present).await.map(|()| Outcome::Done)
         }
     });
 }
@@ -217,11 +217,11 @@ fn named_port(pod: &Pod, name: &str, protocol: &str) -> Option<i32> {
 /// Creates, replaces and deletes slices until they are as wanted.
 async fn bring_up(
     client: &Client,
-    namespace: &str,
+    service: &Service,
     wanted: Vec<EndpointSlice>,
     present: &[Arc<EndpointSlice>],
 ) -> Result<(), StepError> {
-    let api = Api::<EndpointSlice>::namespaced(client.clone(), namespace);
+    let api = Api::<EndpointSlice>::namespaced(client.clone(), &service.namespace().unwrap_or_default());
     for old in present.iter().filter(|old| wanted.iter().all(|new| new.name_any() != old.name_any())) {
         let same = Preconditions { uid: old.uid(), ..Preconditions::default() };
         let parameters = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
@@ -236,7 +236,13 @@ async fn bring_up(
                 new.metadata.resource_version = old.resource_version();
                 api.replace(&name, &PostParams::default(), &new).await
             }
-            None => api.create(&PostParams::default(), &new).await,
+            None => {
+                let there = is_there(client, service).await;
+                if !there.map_err(StepError::api("asking for the Service of an endpoint slice"))? {
+                    return Ok(());
+                }
+                api.create(&PostParams::default(), &new).await
+            }
         };
         match written {
             Ok(_) => {}

@@ -7,10 +7,12 @@ use std::fmt;
 use api::autoscaling::PodAutoscaler;
 use api::serving::{Configuration, Revision, Route, Service};
 use client::ObjectKey;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, Service as CoreService};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, PostParams, Preconditions};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
 
 macro_rules! objects {
     ($($kind:ident),*) => {
@@ -160,8 +162,8 @@ impl Write {
         self.object().exists(client, &namespace, &name).await.unwrap_or(true)
     }
 
-    /// Carries the write out. An object that is gone needs no update, status or deletion.
-    pub(crate) async fn apply(&self, client: &Client) -> Result<(), WriteError> {
+    /// Carries the write out; whether the object was there. One that is gone needs no update, status or deletion.
+    pub(crate) async fn apply(&self, client: &Client) -> Result<bool, WriteError> {
         let ObjectKey { namespace, name } = self.key();
         let result = match self {
             Self::Create(object) => object.create(client, &namespace).await,
@@ -172,25 +174,45 @@ impl Write {
                 object.delete(client, &namespace, &name, object.meta().resource_version.clone()).await
             }
         };
-        let Err(error) = result else { return Ok(()) };
+        let Err(error) = result else { return Ok(true) };
         let code = match &error {
             kube::Error::Api(status) => status.code,
             _ => 0,
         };
         match (self, code) {
             (Self::Update(_) | Self::Status(_) | Self::Delete(_) | Self::DeleteUnchanged(_), 404)
-            | (Self::Delete(_), 409) => Ok(()),
+            | (Self::Delete(_), 409) => Ok(false),
             (_, 409) => Err(WriteError::Stale { write: self.to_string(), source: error }),
             _ => Err(WriteError::Refused { write: self.to_string(), source: error }),
         }
     }
 }
 
-/// Carries out a plan, in order, up to the first failure.
-pub(crate) async fn apply(client: &Client, writes: &[Write]) -> Result<(), WriteError> {
+/// Carries out a plan for `owner`, in order, up to the first failure. Nothing is made for an owner that is gone.
+pub(crate) async fn apply<K>(client: &Client, owner: &K, writes: &[Write]) -> Result<(), WriteError>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + fmt::Debug,
+{
+    let mut is_there = false;
     for write in writes {
-        write.apply(client).await?;
-        tracing::debug!(%write, "applied");
+        if matches!(write, Write::Create(_)) && !is_there {
+            if !client::is_there(client, owner)
+                .await
+                .map_err(|source| WriteError::Refused { write: write.to_string(), source })?
+            {
+                return Ok(());
+            }
+            is_there = true;
+        }
+        let found = write.apply(client).await?;
+        tracing::debug!(%write, found, "applied");
+        // The status is the owner's own.
+        if matches!(write, Write::Status(_)) {
+            if !found {
+                return Ok(());
+            }
+            is_there = true;
+        }
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use api::functions::Function;
 use api::serving::Service;
+use client::is_there;
 use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
 use tracing::info;
@@ -18,7 +19,13 @@ pub async fn apply(client: &Client, observed: &Observed, plan: Plan) -> Result<(
     if let Some(write) = &plan.service {
         let services: Api<Service> = Api::namespaced(client.clone(), &namespace);
         let written = match write {
-            ServiceWrite::Create(service) => services.create(&params, service).await,
+            ServiceWrite::Create(service) => {
+                // A cache that is behind shows a Function that is gone.
+                if !is_there(client, function.as_ref()).await.map_err(|error| failure("Service", error))? {
+                    return Ok(());
+                }
+                services.create(&params, service).await
+            }
             ServiceWrite::Replace(service) => services.replace(&service.name_any(), &params, service).await,
         };
         written.map_err(|error| failure("Service", error))?;

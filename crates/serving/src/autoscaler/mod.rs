@@ -151,7 +151,7 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
         let result = write.apply(&context.client).await;
         if let Some(entry) = context.autoscaler.entries.lock().get_mut(&key) {
             match (&result, write) {
-                (Ok(()), Write::Status(crate::write::Object::PodAutoscaler(written))) => {
+                (Ok(_), Write::Status(crate::write::Object::PodAutoscaler(written))) => {
                     entry.dirty_since = None;
                     let status = written.status.clone().unwrap_or_default();
                     entry.written = Some((written.resource_version(), status));

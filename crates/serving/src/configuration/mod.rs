@@ -35,6 +35,7 @@ fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
 /// Brings one Configuration's Revision and status up to date.
 pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
     let Some(observed) = observe(&context, &key) else { return Ok(Outcome::Done) };
-    write::apply(&context.client, &plan::plan(&observed, context.now())).await?;
+    let writes = plan::plan(&observed, context.now());
+    write::apply(&context.client, observed.configuration.as_ref(), &writes).await?;
     Ok(Outcome::Done)
 }

@@ -53,6 +53,8 @@ struct Entry {
     empty_handed: u32,
     /// Why the API server refused the last pod.
     refused: Option<String>,
+    /// Whether somebody else deleted a pod: the Revision may be gone, and only our picture of it old.
+    doubted: bool,
 }
 
 /// Pods of a Revision by what they can do.
@@ -96,13 +98,20 @@ impl Instances {
         let entry = entries.entry(key.clone()).or_default();
         entry.expected.remove(&pod.name_any());
         if change.new.as_deref().is_none_or(is_deleted) {
-            entry.leaving.remove(&pod.name_any());
+            let ours = entry.leaving.remove(&pod.name_any()).is_some();
+            let was_there = entry.pods.get(&pod.name_any()).is_some_and(|old| !is_deleted(old.as_ref()));
+            entry.doubted |= was_there && !ours;
         }
         match &change.new {
             Some(pod) => drop(entry.pods.insert(pod.name_any(), pod.clone())),
             None => drop(entry.pods.remove(&pod.name_any())),
         }
         Some(key)
+    }
+
+    fn set_doubted(&self, key: &ObjectKey, doubted: bool) -> bool {
+        let mut entries = self.0.lock();
+        entries.get_mut(key).is_some_and(|entry| std::mem::replace(&mut entry.doubted, doubted))
     }
 
     /// The pods of a Revision.
@@ -191,11 +200,24 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
     if plan.retire > 0 {
         retire(&context, &key, observed.revision.as_deref(), plan.retire);
     }
-    create(&context, &key, plan.create).await?;
+    if plan.create.is_empty() || may_create(&context, &key, observed.revision.as_deref()).await? {
+        create(&context, &key, plan.create).await?;
+    }
     for write in &plan.delete {
         delete(&context, &key, write).await?;
     }
     Ok(Outcome::Done)
+}
+
+/// Whether pods may be made. Only a Revision whose pods somebody else deletes is asked for: a cold start waits for
+/// nothing.
+async fn may_create(context: &Context, key: &ObjectKey, revision: Option<&Revision>) -> Result<bool, WriteError> {
+    let Some(revision) = revision.filter(|_| context.instances.set_doubted(key, false)) else { return Ok(true) };
+    let there = client::is_there(&context.client, revision).await;
+    if !matches!(there, Ok(true)) {
+        context.instances.set_doubted(key, true);
+    }
+    there.map_err(|source| WriteError::Refused { write: format!("asking for Revision {key}"), source })
 }
 
 /// Makes pods, all at once: one cold start must not wait for another.
@@ -242,7 +264,7 @@ struct Unmade {
 
 async fn make(context: &Context, write: &Write) -> Result<(), Unmade> {
     match write.apply(&context.client).await {
-        Ok(()) => Ok(()),
+        Ok(_) => Ok(()),
         Err(error) => Err(Unmade { expected: write.is_made(&context.client, &error).await, error }),
     }
 }
@@ -254,7 +276,7 @@ async fn delete(context: &Context, key: &ObjectKey, write: &Write) -> Result<(),
     if result.is_err() {
         context.instances.stay(key, &name);
     }
-    result
+    result.map(drop)
 }
 
 /// What the user should read of a refusal; a server that cannot be reached refuses nothing.

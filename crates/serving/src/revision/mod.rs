@@ -53,7 +53,8 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
         context.queues.instances.add(key);
         return Ok(Outcome::Done);
     };
-    write::apply(&context.client, &plan::plan(&observed, context.now())).await?;
+    let writes = plan::plan(&observed, context.now());
+    write::apply(&context.client, observed.revision.as_ref(), &writes).await?;
     Ok(Outcome::Done)
 }
 

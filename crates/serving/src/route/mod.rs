@@ -89,7 +89,7 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
     } else {
         context.unresolved.lock().insert(key.clone());
     }
-    write::apply(&context.client, &plan.writes).await?;
+    write::apply(&context.client, observed.route.as_ref(), &plan.writes).await?;
     if plan.resolved && !observed.programmed {
         await_gateway(&context, &key, generation_of(&observed.route));
     }

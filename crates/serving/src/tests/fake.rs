@@ -41,6 +41,8 @@ struct State {
     attempts: usize,
     /// Answers to the creation of pods that will get lost.
     lost: usize,
+    /// Kind whose watches say nothing at present.
+    held: Option<String>,
 }
 
 /// What new pods do.
@@ -90,6 +92,33 @@ impl Api {
     /// The next answers to the creation of a pod get lost.
     pub(super) fn lose_answers(&self, count: usize) {
         self.state.lock().lost = count;
+    }
+
+    /// Watches of `kind` say nothing any more.
+    pub(super) fn hold(&self, kind: &str) {
+        self.state.lock().held = Some(kind.to_owned());
+    }
+
+    /// Deletes an object as a user would, then what it leaves behind, as the collector does.
+    pub(super) fn delete(&self, kind: &str, name: &str) {
+        let place = Place { kind: kind.to_owned(), namespace: "default".to_owned(), name: name.to_owned() };
+        self.state.lock().delete(&place).unwrap();
+        self.collect();
+    }
+
+    /// Deletes every object whose owner is gone.
+    pub(super) fn collect(&self) {
+        let mut state = self.state.lock();
+        loop {
+            let uids: Vec<Value> = state.objects.values().map(|object| object["metadata"]["uid"].clone()).collect();
+            let lost = |object: &Value| {
+                let owners = object["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
+                !owners.is_empty() && owners.iter().all(|owner| !uids.contains(&owner["uid"]))
+            };
+            let found = state.objects.iter().find(|(_, object)| lost(object)).map(|(place, _)| place.clone());
+            let Some(place) = found else { return };
+            state.delete(&place).unwrap();
+        }
     }
 
     /// Writes since the last call.
@@ -231,6 +260,9 @@ impl State {
     }
 
     fn notify(&mut self, event: &str, place: &Place, object: &Value) {
+        if self.held.as_ref() == Some(&place.kind) {
+            return;
+        }
         let line = format!("{}\n", json!({ "type": event, "object": object }));
         self.watches.retain(|(kind, sender)| {
             *kind != place.kind || sender.send(Ok(http_body::Frame::data(Bytes::from(line.clone())))).is_ok()

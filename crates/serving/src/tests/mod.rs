@@ -20,6 +20,7 @@ use fake::{Api, Gateway, Pods, Registry};
 const SERVICES: &str = "/apis/serving.knative.dev/v1/services";
 const ROUTES: &str = "/apis/serving.knative.dev/v1/routes";
 const AUTOSCALERS: &str = "/apis/autoscaling.internal.knative.dev/v1alpha1/podautoscalers";
+const CONFIGURATIONS: &str = "/apis/serving.knative.dev/v1/configurations";
 const REVISIONS: &str = "/apis/serving.knative.dev/v1/revisions";
 
 struct Platform {
@@ -343,6 +344,42 @@ async fn a_pod_is_not_made_twice_because_an_answer_got_lost() {
     sleep(Duration::from_secs(40)).await;
     let made = platform.api.take_writes().into_iter().filter(|write| write.starts_with("create /api/v1/pods"));
     assert_eq!(made.count(), 1);
+}
+
+/// A watch that lags shows an object that is gone: what the collector takes from it must not be made again and again.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_made_for_an_object_that_is_gone() {
+    for (kind, name) in [(SERVICES, "hello"), (CONFIGURATIONS, "hello"), (ROUTES, "hello"), (REVISIONS, "hello-00001")]
+    {
+        let platform = platform(Api::new()).await;
+        platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+        platform.until("Ready", "True").await;
+        sleep(Duration::from_secs(1)).await;
+        platform.api.take_writes();
+        platform.api.hold(kind);
+        platform.api.delete(kind, name);
+        for step in 0..1_000 {
+            if step % 100 == 0 {
+                platform.report(1.0);
+            }
+            sleep(Duration::from_millis(10)).await;
+            platform.api.collect();
+        }
+        let made = platform.api.take_writes().into_iter().filter(|write| write.starts_with("create"));
+        assert_eq!(made.collect::<Vec<_>>(), Vec::<String>::new(), "after {kind} {name}");
+    }
+}
+
+/// Somebody deletes a pod of a Revision that is there: another stands in.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_somebody_deletes_is_replaced() {
+    let platform = platform(Api::new()).await;
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({ "autoscaling.knative.dev/min-scale": "1" })));
+    platform.until("Ready", "True").await;
+    let first = platform.api.list("pods")[0]["metadata"]["name"].clone();
+    platform.api.delete("/api/v1/pods", first.as_str().unwrap());
+    platform.until_pods(1).await;
+    assert_ne!(platform.api.list("pods")[0]["metadata"]["name"], first);
 }
 
 #[tokio::test(start_paused = true)]
