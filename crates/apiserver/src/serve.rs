@@ -61,33 +61,15 @@ impl ApiServer {
         let acceptor = TlsAcceptor::from(self.pki.tls(access == Access::Full)?);
         let connections = TaskTracker::new();
         let places = Arc::new(Semaphore::new(CONNECTIONS_LIMIT));
-        loop {
-            let place = tokio::select! {
-                () = stop.cancelled() => break,
-                place = places.clone().acquire_owned() => place,
-            };
-            let accepted = tokio::select! {
-                () = stop.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of file descriptors, or a connection that was reset before it was taken.
-                    tracing::debug!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    continue;
-                }
-            };
-            let _ = stream.set_nodelay(true);
+        client::accept::accept(listener, places, &connections, &stop, |stream, _| {
             let (server, acceptor, stop) = (self.clone(), acceptor.clone(), stop.clone());
-            connections.spawn(async move {
+            async move {
                 if let Err(error) = server.connection(stream, acceptor, stop).await {
                     tracing::debug!(%error, "a connection ended with an error");
                 }
-                drop(place);
-            });
-        }
+            }
+        })
+        .await;
         connections.close();
         if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
             tracing::info!("requests that did not end in time were cut off");

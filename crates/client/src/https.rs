@@ -29,12 +29,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use crate::accept::accept;
+
 /// Connections of one server at a time; more wait in the kernel's queue.
 const CONNECTIONS: usize = 1024;
 /// Time for a TLS handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// Pause after an error of `accept`, such as too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Silence after which the other side of an HTTP/2 connection is asked whether it is there, and time for its answer.
 pub const PING_INTERVAL: Duration = Duration::from_secs(3);
 /// See [`PING_INTERVAL`].
@@ -288,26 +288,15 @@ pub async fn serve<H, F>(
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let next = async {
-            // The semaphore is never closed.
-            let place = places.clone().acquire_owned().await.ok();
-            (place, listener.accept().await)
-        };
-        let Some((place, accepted)) = stop.run_until_cancelled(next).await else { return };
-        let Ok((stream, address)) = accepted else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
+    accept(listener, Arc::new(Semaphore::new(CONNECTIONS)), &tasks, &stop, |stream, address| {
         let (acceptor, handler, stop) = (acceptor.clone(), handler.clone(), stop.clone());
-        tasks.spawn(async move {
-            let _place = place;
+        async move {
             if let Err(error) = connection(stream, address, acceptor, handler, stop).await {
                 debug!(%address, error, "a connection broke");
             }
-        });
-    }
+        }
+    })
+    .await;
 }
 
 async fn connection<H, F>(
@@ -321,8 +310,6 @@ where
     H: Fn(Arc<Peer>, Request<Body>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    // Only latency is at stake.
-    let _ = stream.set_nodelay(true);
     let tls = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await??;
     let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first().cloned());
     let peer = Arc::new(Peer { address, certificate: certificate.map(CertificateDer::into_owned) });

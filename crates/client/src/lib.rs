@@ -1,5 +1,6 @@
 //! What every role shares when it talks to the API server or to another role.
 //!
+//! - [`accept`]: the loop that takes connections.
 //! - [`cache`]: one shared, watched copy of a kind per process.
 //! - [`live`]: what is asked of the API server itself, because a cache may be behind.
 //! - [`queue`]: the work queue that controllers take keys from.
@@ -11,6 +12,7 @@
 //!
 //! Invariants: a cache never writes; a queue never holds a key twice; nothing here decides.
 
+pub mod accept;
 pub mod cache;
 pub mod https;
 pub mod images;

@@ -12,10 +12,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::config::Config;
 use crate::headers::Peer;
@@ -23,8 +23,6 @@ use crate::proxy::{Audience, Proxy};
 use crate::transport::Duplex;
 
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause after an error of `accept`, such as too many open files, which does not go away by trying at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const HTTP2_STREAMS: u32 = 256;
 
 /// A socket and whom it serves.
@@ -51,26 +49,10 @@ pub async fn accept(listener: Listener, proxy: Arc<Proxy>, connections: Arc<Sema
     let Listener { socket, kind } = listener;
     let builder = Arc::new(builder(&proxy.shared.config));
     let stop = proxy.shared.stop.clone();
-    loop {
-        let next = async {
-            // The semaphore is never closed.
-            let permit = connections.clone().acquire_owned().await.ok();
-            (permit, socket.accept().await)
-        };
-        let Some((permit, accepted)) = stop.run_until_cancelled(next).await else {
-            return;
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let connection = connection(stream, peer, kind.clone(), proxy.clone(), builder.clone(), permit);
-                proxy.shared.tasks.spawn(connection);
-            }
-            Err(error) => {
-                warn!(%error, "accepting a connection failed");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+    client::accept::accept(socket, connections, &proxy.shared.tasks, &stop, |stream, peer| {
+        connection(stream, peer, kind.clone(), proxy.clone(), builder.clone())
+    })
+    .await;
 }
 
 /// Serves one connection without TLS until it ends; public hosts only.
@@ -106,10 +88,7 @@ async fn connection(
     kind: ListenerKind,
     proxy: Arc<Proxy>,
     builder: Arc<auto::Builder<TokioExecutor>>,
-    permit: Option<OwnedSemaphorePermit>,
 ) {
-    // Only latency is at stake.
-    let _ = stream.set_nodelay(true);
     let open = Open::new(proxy.clone());
     match kind {
         ListenerKind::Public => serve(stream, peer, false, Audience::Public, proxy, &builder).await,
@@ -122,7 +101,7 @@ async fn connection(
             }
         }
     }
-    drop((open, permit));
+    drop(open);
 }
 
 async fn serve(

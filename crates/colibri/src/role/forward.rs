@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use client::accept::accept;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -13,37 +14,28 @@ use tracing::debug;
 const CONNECTIONS: usize = 4096;
 /// Time until the other side takes a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// Pause after an error of `accept`.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Copies bytes between each connection of `listener` and one to `target` (`host:port`), until `stop`.
 pub async fn forward(listener: TcpListener, target: String, tasks: TaskTracker, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let next = async {
-            // The semaphore is never closed.
-            let place = places.clone().acquire_owned().await.ok();
-            (place, listener.accept().await)
-        };
-        let Some((place, accepted)) = stop.run_until_cancelled(next).await else { return };
-        let Ok((mut near, _)) = accepted else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let (target, stop) = (target.clone(), stop.clone());
-        tasks.spawn(stop.run_until_cancelled_owned(async move {
-            let _place = place;
-            let far = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(&target)).await;
-            let Ok(Ok(mut far)) = far else {
-                debug!(target, "a connection of the pod network cannot be passed on");
-                return;
-            };
-            // Only latency is at stake.
-            let _ = (near.set_nodelay(true), far.set_nodelay(true));
-            // A connection that breaks ends for both.
-            let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-        }));
-    }
+    accept(listener, Arc::new(Semaphore::new(CONNECTIONS)), &tasks, &stop, |near, _| {
+        let passing = stop.clone().run_until_cancelled_owned(pass_on(near, target.clone()));
+        async move {
+            passing.await;
+        }
+    })
+    .await;
+}
+
+async fn pass_on(mut near: TcpStream, target: String) {
+    let far = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(&target)).await;
+    let Ok(Ok(mut far)) = far else {
+        debug!(target, "a connection of the pod network cannot be passed on");
+        return;
+    };
+    // Only latency is at stake.
+    let _ = far.set_nodelay(true);
+    // A connection that breaks ends for both.
+    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
 }
 
 #[cfg(test)]
