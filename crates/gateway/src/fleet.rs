@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use api::serving::annotations::REVISION_LABEL;
 use api::serving::{Revision as RevisionObject, Route};
 use base::{PodId, RevisionId, RouteId};
-use client::cache::{Caches, Change, ObjectKey};
+use client::cache::{Cache, Caches, Change, ObjectKey};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use parking_lot::RwLock;
@@ -20,6 +20,7 @@ use crate::settings::Settings;
 
 /// All revisions, and what is routed to them.
 pub struct Fleet {
+    routes: Arc<Cache<Route>>,
     shared: Arc<Shared>,
     proxy: Arc<Proxy>,
     revisions: RwLock<HashMap<RevisionId, Arc<Revision>>>,
@@ -40,6 +41,7 @@ impl Fleet {
     /// Subscribes to Routes, Revisions and Pods.
     pub fn start(shared: Arc<Shared>, proxy: Arc<Proxy>, caches: &Caches) -> Arc<Self> {
         let fleet = Arc::new(Self {
+            routes: caches.of::<Route>(),
             shared,
             proxy,
             revisions: RwLock::default(),
@@ -92,10 +94,17 @@ impl Fleet {
         });
     }
 
-    /// Resolves once requests are routed by that generation of the Route, to revisions that are known.
+    /// Resolves once requests are routed by that generation of the Route, to revisions that are known; also when the
+    /// Route was there and is deleted, since nobody will wait for it any more.
     pub async fn programmed(self: Arc<Self>, route: RouteId, generation: i64) {
         let mut changes = self.changes.subscribe();
+        let mut was_there = false;
         while !self.is_routed(&route, generation) {
+            let is_there = self.routes.get(&route.namespace, &route.name).is_some();
+            if was_there && !is_there {
+                return;
+            }
+            was_there = is_there;
             if changes.changed().await.is_err() {
                 return;
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use base::{PodId, RevisionId};
+use base::{PodId, RevisionId, RouteId};
 use bytes::Bytes;
 use client::link::GatewayLink;
 use futures::future::join_all;
@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use world::{PODS, REVISIONS, Workload, World, full, pod, request, revision, send, text, until};
+use world::{PODS, REVISIONS, ROUTES, Workload, World, full, pod, request, revision, send, text, until};
 
 fn seeded(seed: u64) -> Config {
     Config { seed, grace: Duration::from_secs(5), ..Config::default() }
@@ -253,6 +253,24 @@ async fn idle_instances_retire_at_once_and_busy_ones_when_they_are_done() {
     assert_eq!(call.await.unwrap(), "done");
     // The second was not deleted: whoever asked first may be gone, so it is named again.
     assert_eq!(rest.await.unwrap(), [PodId::new("ns", "second"), PodId::new("ns", "first")]);
+}
+
+#[tokio::test]
+async fn a_wait_for_a_route_ends_with_the_route() {
+    use client::link::GatewayLink;
+    let world = World::start(seeded(3)).await;
+    let workload = Workload::start(63, 0, |_| async { full("here") }).await;
+    world.service("brief", workload.port, json!({})).await;
+    let later = tokio::spawn(world.gateway.programmed(RouteId::new("ns", "brief"), 2));
+    let other = tokio::spawn(world.gateway.programmed(RouteId::new("ns", "to-come"), 1));
+    tokio::task::yield_now().await;
+    assert!(!later.is_finished(), "its second generation is not there yet");
+    world.api.delete(ROUTES, "brief");
+    later.await.unwrap();
+    assert!(!other.is_finished(), "a Route that was never there may still come");
+    let traffic = json!([{"revisionName": "brief-1", "percent": 100}]);
+    world.route("to-come", 1, traffic, json!({})).await;
+    other.await.unwrap();
 }
 
 #[tokio::test]
