@@ -1,6 +1,6 @@
 //! The node as a whole: started, told about pods, shut down.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -63,6 +63,12 @@ struct Running {
     logs: Arc<LogDir>,
 }
 
+impl Running {
+    fn is_over(&self) -> bool {
+        matches!(&*self.wishes.borrow(), Wish::Pod(pod) if past::is_over(pod))
+    }
+}
+
 /// A running node.
 pub struct Node {
     config: Config,
@@ -70,6 +76,8 @@ pub struct Node {
     shared: Arc<Shared>,
     network: Network,
     pods: Mutex<HashMap<String, Running>>,
+    /// Pods that found no place, by uid; the first of them gets the next one.
+    waiting: Mutex<BTreeMap<String, Arc<Pod>>>,
     /// What an earlier node left of pods, by uid, until their objects are seen.
     found: Mutex<HashMap<String, Found>>,
     workers: TaskTracker,
@@ -154,6 +162,7 @@ impl Node {
             shared: Arc::new(shared),
             network,
             pods: Mutex::default(),
+            waiting: Mutex::default(),
             found: Mutex::new(found.into_iter().map(|found| (found.uid.clone(), found)).collect()),
             workers: TaskTracker::new(),
             stop: stop.clone(),
@@ -231,7 +240,7 @@ impl Node {
         &self.network
     }
 
-    /// Pods that are on this node now.
+    /// Pods that are on this node now, those that have ended among them.
     pub fn pods(&self) -> usize {
         self.pods.lock().len()
     }
@@ -244,9 +253,22 @@ impl Node {
         {
             running.wishes.send_replace(Wish::Gone);
         }
-        let Some(pod) = &change.new else { return };
-        if self.is_ours(pod) {
+        if let Some(old) = &old {
+            self.waiting.lock().remove(old);
+        }
+        if let Some(pod) = change.new.as_ref().filter(|pod| self.is_ours(pod)) {
             self.admit(uid_of(pod), pod);
+            if past::is_over(pod) {
+                self.admit_next();
+            }
+        }
+    }
+
+    /// Gives the place that has become free to a pod that waits for one.
+    fn admit_next(self: &Arc<Self>) {
+        let next = self.waiting.lock().pop_first();
+        if let Some((uid, pod)) = next {
+            self.admit(uid, &pod);
         }
     }
 
@@ -266,8 +288,11 @@ impl Node {
             return;
         }
         let found = self.found.lock().remove(&uid);
-        if pods.len() >= self.config.max_pods && found.is_none() {
-            warn!(pods = pods.len(), "the node is full, a pod waits");
+        // As for a kubelet: a pod that has ended takes no place, although its logs are kept until it is deleted.
+        let places = pods.values().filter(|running| !running.is_over()).count();
+        if places >= self.config.max_pods && found.is_none() && !past::is_over(pod) {
+            warn!(pods = places, "the node is full, a pod waits");
+            self.waiting.lock().insert(uid, pod.clone());
             return;
         }
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
@@ -280,6 +305,7 @@ impl Node {
         self.workers.spawn(async move {
             worker.run().await;
             node.pods.lock().remove(&uid);
+            node.admit_next();
         });
     }
 
@@ -306,6 +332,11 @@ impl Node {
         self.shared.sandboxes.leave().await;
         self.network.detach_platform().await;
         info!(pods = self.pods(), "the node is down, its pods go on");
+    }
+
+    /// Ends a node whose platform could not start: pods that it took over go on, and nothing else of it is left.
+    pub async fn give_up(&self) {
+        if self.pods() > 0 { self.leave().await } else { self.shutdown().await }
     }
 
     /// Whether all workers ended in time.

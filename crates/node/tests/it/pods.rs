@@ -1,6 +1,7 @@
 //! Pods on a whole node, with network and sandboxes, before an API server in memory.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use client::Caches;
@@ -25,36 +26,90 @@ impl Resolve for NoNames {
     }
 }
 
-struct Fixture {
-    dir: tempfile::TempDir,
-    api: Arc<FakeApi>,
+/// A node that runs, and its end: also where a test fails, so that nothing of it stays on the machine.
+struct Running {
     node: Arc<Node>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    ended: bool,
+}
+
+impl Running {
+    async fn start(dir: &Path, api: &Arc<FakeApi>, max_pods: usize) -> Self {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let caches = Caches::new(api.client(), tasks.clone(), stop.clone());
+        let config = node::Config { name: "node-1".into(), prepared: 2, max_pods, ..node::Config::new(dir) };
+        std::fs::create_dir_all(&config.runtimes_dir).unwrap();
+        let node = Node::start(config, api.client(), caches, Arc::new(NoNames), tasks.clone(), stop.clone());
+        let node = node.await.unwrap_or_else(|error| panic!("{error:?}"));
+        Self { node, tasks, stop, ended: false }
+    }
+
+    async fn end(mut self, keep_pods: bool) {
+        if keep_pods {
+            self.node.leave().await
+        } else {
+            self.node.shutdown().await
+        }
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.ended = true;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended {
+            let runtime = tokio::runtime::Handle::current();
+            tokio::task::block_in_place(|| runtime.block_on(self.node.shutdown()));
+            self.stop.cancel();
+        }
+    }
+}
+
+/// What is left of a node that let its pods run on.
+struct Left {
+    dir: tempfile::TempDir,
+    api: Arc<FakeApi>,
+}
+
+impl Left {
+    /// A node on it.
+    async fn start(self) -> Fixture {
+        Fixture { running: Running::start(self.dir.path(), &self.api, 10).await, left: self }
+    }
+}
+
+impl std::ops::Deref for Fixture {
+    type Target = Left;
+
+    fn deref(&self) -> &Left {
+        &self.left
+    }
+}
+
+/// A node, its directory and its API server; the node goes first.
+struct Fixture {
+    running: Running,
+    left: Left,
 }
 
 impl Fixture {
     async fn start() -> Self {
-        Self::start_on(tempfile::tempdir().unwrap(), FakeApi::new()).await
+        Self::start_for(10).await
     }
 
-    /// Ends the node as `up --keep-pods` does; what is left of it is this.
-    async fn leave(self) -> (tempfile::TempDir, Arc<FakeApi>) {
-        self.node.leave().await;
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-        (self.dir, self.api)
+    /// With places for so many pods.
+    async fn start_for(max_pods: usize) -> Self {
+        let left = Left { dir: tempfile::tempdir().unwrap(), api: FakeApi::new() };
+        Self { running: Running::start(left.dir.path(), &left.api, max_pods).await, left }
     }
 
-    async fn start_on(dir: tempfile::TempDir, api: Arc<FakeApi>) -> Self {
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let caches = Caches::new(api.client(), tasks.clone(), stop.clone());
-        let config = node::Config { name: "node-1".into(), prepared: 2, ..node::Config::new(dir.path()) };
-        std::fs::create_dir_all(&config.runtimes_dir).unwrap();
-        let node = Node::start(config, api.client(), caches, Arc::new(NoNames), tasks.clone(), stop.clone());
-        let node = node.await.unwrap_or_else(|error| panic!("{error:?}"));
-        Self { dir, api, node, tasks, stop }
+    /// Ends the node as `up --keep-pods` does.
+    async fn leave(self) -> Left {
+        self.running.end(true).await;
+        self.left
     }
 
     fn create(&self, name: &str, spec: Value) {
@@ -66,24 +121,25 @@ impl Fixture {
 
     async fn logs(&self, pod: &str, follow: bool) -> String {
         let options = LogOptions { follow, ..LogOptions::default() };
-        let stream = self.node.logs("default", pod, options).await.unwrap();
+        let stream = self.running.node.logs("default", pod, options).await.unwrap();
         let pieces: Vec<_> = stream.map(|piece| piece.unwrap()).collect().await;
         String::from_utf8(pieces.concat()).unwrap()
     }
 
     async fn end(self) {
-        self.node.shutdown().await;
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-        let mine = self.dir.path().to_str().unwrap().to_owned();
-        assert_eq!(node::network::left_over(self.dir.path()).unwrap(), Vec::<String>::new());
-        assert_eq!(std::fs::read_dir(self.dir.path().join("pods")).unwrap().count(), 0);
-        assert!(!std::fs::read_to_string("/proc/self/mounts").unwrap().contains(&mine));
-        for process in std::fs::read_dir("/proc").unwrap().flatten() {
-            let line = std::fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
-            assert!(!line.contains(&mine), "{line} still runs");
-        }
+        self.running.end(false).await;
+        assert_nothing_is_left(self.left.dir.path());
+    }
+}
+
+fn assert_nothing_is_left(dir: &Path) {
+    let mine = dir.to_str().unwrap();
+    assert_eq!(node::network::left_over(dir).unwrap(), Vec::<String>::new());
+    assert_eq!(std::fs::read_dir(dir.join("pods")).unwrap().count(), 0);
+    assert!(!std::fs::read_to_string("/proc/self/mounts").unwrap().contains(mine));
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+        assert!(!line.contains(mine), "{line} still runs");
     }
 }
 
@@ -141,15 +197,15 @@ async fn the_next_node_takes_over_what_runs_and_tells_what_ended_meanwhile() {
     let steady = first.api.wait(PODS, "steady", is_running).await;
     first.api.wait(PODS, "brief", is_running).await;
     first.api.wait(PODS, "orphan", is_running).await;
-    let (dir, api) = first.leave().await;
-    api.remove(PODS, "orphan");
-    let brief_log = dir.path().join("logs/default_brief_uid-brief/main/0.log");
+    let left = first.leave().await;
+    left.api.remove(PODS, "orphan");
+    let brief_log = left.dir.path().join("logs/default_brief_uid-brief/main/0.log");
     assert!(brief_log.exists());
     // `brief` ends, and `steady` goes on, while nobody looks.
-    let steady_log = dir.path().join("logs/default_steady_uid-steady/main/0.log");
+    let steady_log = left.dir.path().join("logs/default_steady_uid-steady/main/0.log");
     until(|| holds(&brief_log, "down") && holds(&steady_log, "tick 25")).await;
 
-    let second = Fixture::start_on(dir, api).await;
+    let second = left.start().await;
     let ended = second.api.wait(PODS, "brief", |pod| pod["status"]["phase"] == "Failed").await;
     assert_eq!(status(&ended)["state"]["terminated"]["exitCode"], 7);
     assert_eq!(second.logs("brief", false).await, "up\ndown\n");
@@ -189,10 +245,10 @@ async fn a_pod_without_a_sandbox_starts_anew_as_its_policy_says() {
     assert_ne!(after["status"]["podIP"], before["status"]["podIP"]);
 
     // While it does not.
-    let (dir, api) = first.leave().await;
-    kill_supervisor(dir.path(), "uid-again");
-    kill_supervisor(dir.path(), "uid-never");
-    let second = Fixture::start_on(dir, api).await;
+    let left = first.leave().await;
+    kill_supervisor(left.dir.path(), "uid-again");
+    kill_supervisor(left.dir.path(), "uid-never");
+    let second = left.start().await;
     second.api.wait(PODS, "again", restarted(2)).await;
     let never = second.api.wait(PODS, "never", |pod| pod["status"]["phase"] == "Failed").await;
     assert_eq!(status(&never)["state"]["terminated"]["exitCode"], 137);
@@ -203,6 +259,67 @@ async fn a_pod_without_a_sandbox_starts_anew_as_its_policy_says() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     second.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_has_ended_takes_no_place_and_one_that_waits_gets_the_next() {
+    if !is_root() {
+        return;
+    }
+    let fixture = Fixture::start_for(2).await;
+    let once = || json!({"restartPolicy": "Never", "containers": [shell("exit 0")]});
+    fixture.create("done", once());
+    let done = |pod: &Value| pod["status"]["phase"] == "Succeeded";
+    fixture.api.wait(PODS, "done", done).await;
+    fixture.create("one", json!({"containers": [ticks()]}));
+    fixture.create("two", json!({"containers": [ticks()]}));
+    fixture.api.wait(PODS, "one", is_running).await;
+    let two = fixture.api.wait(PODS, "two", is_running).await;
+    assert_eq!(fixture.logs("done", false).await, "", "the logs of what has ended are there");
+
+    fixture.create("third", once());
+    fixture.create("fourth", once());
+    // The node sees changes in order: once it has this one, which needs no place, it has turned those two away.
+    let metadata = json!({"name": "over", "namespace": "default", "uid": "uid-over"});
+    let spec = json!({"nodeName": "node-1", "restartPolicy": "Never", "containers": [shell("exit 0")]});
+    let over = json!({"metadata": metadata, "spec": spec, "status": {"phase": "Succeeded"}});
+    fixture.api.put(PODS, over);
+    until(|| fixture.running.node.pods() >= 4).await;
+    assert_eq!(fixture.running.node.pods(), 4, "of six there are done, one, two and over");
+    assert_eq!(fixture.api.get(PODS, "third").unwrap()["status"], Value::Null, "there is no place for it");
+
+    let mut deleted = two.clone();
+    deleted["metadata"]["deletionTimestamp"] = json!("2026-11-25T00:00:00Z");
+    deleted["metadata"]["deletionGracePeriodSeconds"] = json!(0);
+    fixture.api.put(PODS, deleted);
+    fixture.api.wait(PODS, "two", Value::is_null).await;
+    // The place of the second is the third's, then the fourth's.
+    fixture.api.wait(PODS, "third", done).await;
+    fixture.api.wait(PODS, "fourth", done).await;
+    fixture.end().await;
+}
+
+#[test]
+fn a_test_that_fails_leaves_nothing_on_the_machine() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let failed = std::panic::catch_unwind(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (api, path) = (FakeApi::new(), dir.path());
+            let _running = Running::start(path, &api, 10).await;
+            let spec = json!({"nodeName": "node-1", "containers": [ticks()]});
+            let metadata = json!({"name": "a", "namespace": "default", "uid": "uid-a"});
+            api.put(PODS, json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}));
+            api.wait(PODS, "a", is_running).await;
+            assert_ne!(node::network::left_over(path).unwrap(), Vec::<String>::new());
+            panic!("as a test that fails");
+        });
+    });
+    assert_eq!(failed.unwrap_err().downcast_ref::<&str>(), Some(&"as a test that fails"));
+    assert_nothing_is_left(dir.path());
 }
 
 fn shell(script: &str) -> Value {

@@ -70,6 +70,16 @@ impl Fixture {
     }
 }
 
+impl Drop for Fixture {
+    /// Where a test fails, nothing of it stays on the machine.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let runtime = tokio::runtime::Handle::current();
+            tokio::task::block_in_place(|| runtime.block_on(self.sandboxes.shutdown()));
+        }
+    }
+}
+
 /// The host's `/usr` and nothing else.
 fn host_root() -> Root {
     let mut host = HostRoot { binds: vec!["/usr".into()], ..HostRoot::default() };
@@ -139,7 +149,7 @@ async fn shell(fixture: &Fixture, script: &str) -> (Result<Exit, StartFailure>, 
     run(fixture, pod(), container(fixture, &["/bin/sh", "-c", script])).await
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_container_runs_logs_and_ends() {
     if !is_root() {
         return;
@@ -164,7 +174,7 @@ async fn a_container_runs_logs_and_ends() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn layers_are_writable_copies() {
     if !is_root() {
         return;
@@ -189,7 +199,7 @@ async fn layers_are_writable_copies() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn volumes_are_mounted() {
     if !is_root() {
         return;
@@ -219,7 +229,7 @@ async fn volumes_are_mounted() {
     fixture.end().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn limits_hold_and_grace_is_kept() {
     if !is_root() {
         return;
@@ -324,7 +334,7 @@ probe("kill-others", lambda: [p for p in range(2, 400) if p != os.getpid() and c
 probe("chroot-breakout", lambda: (os.mkdir("/tmp/c"), os.chroot("/tmp/c"), [os.chdir("..") for _ in range(40)], os.chroot("."), set(os.listdir("/")) - allowed)[-1])
 "#;
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_gets_out() {
     if !is_root() {
         return;
@@ -359,7 +369,7 @@ async fn abandoned(fixture: &Fixture, uid: &str, args: &[&str]) -> String {
     sandbox.name
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_killed_platform_leaves_pods_to_be_found_and_the_rest_is_swept() {
     if !is_root() {
         return;
@@ -400,7 +410,7 @@ async fn a_killed_platform_leaves_pods_to_be_found_and_the_rest_is_swept() {
 }
 
 /// Not a test of time: prints what a start costs.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn figures_of_a_start() {
     if !is_root() {
         return;
