@@ -1,6 +1,6 @@
 //! Composition: every part of the platform in one process, and its shutdown in phases.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use gateway::{Gateway, ListenerKind};
 use kube::Client;
 use node::Node;
 use serving::Serving;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -101,6 +102,7 @@ impl Platform {
         stages.done("the platform's own objects");
         serve_api(&server, listeners.api, Access::Full, &server_tasks, &server_stop);
 
+        let tls = tls::gateway(server.pki().authority(), &args.domain)?;
         let caches = Caches::new(client.clone(), controller_tasks.clone(), controller_stop.clone());
         let runtimes_dir = functions::runtimes::install(&data_dir.join("runtimes"))?;
         stages.done("runtimes");
@@ -117,16 +119,14 @@ impl Platform {
         .context("starting the node")?;
         stages.done("node");
         server.set_kubelet(node.clone());
-        let pod_address = node.gateway_address();
-        names.set_gateway(pod_address);
+        names.set_gateway(node.gateway_address());
         let images = Arc::new(node.images());
         server.add_extension("/colibri/v1/", Arc::new(extensions::Uploads::new(images.clone())));
-        let pod_api = pod_listener(pod_address, POD_API_PORT, "API server")?;
+        let pod_api = pod_listener(&node, POD_API_PORT, "API server").await?;
         serve_api(&server, pod_api, Access::TokensOnly, &server_tasks, &server_stop);
 
         let autoscaler = Late::<dyn AutoscalerLink>::new();
-        let tls = tls::gateway(server.pki().authority(), &args.domain)?;
-        let pod_gateway = pod_listener(pod_address, POD_GATEWAY_PORT, "gateway")?;
+        let pod_gateway = pod_listener(&node, POD_GATEWAY_PORT, "gateway").await?;
         let gateway_listeners = vec![
             gateway::Listener { socket: listeners.gateway, kind: ListenerKind::Public },
             gateway::Listener { socket: listeners.gateway_tls, kind: ListenerKind::Tls(tls) },
@@ -260,7 +260,7 @@ fn node_config(data_dir: &Path, runtimes_dir: &Path) -> node::Config {
 
 fn serve_api(
     server: &Arc<ApiServer>,
-    listener: tokio::net::TcpListener,
+    listener: TcpListener,
     access: Access,
     tasks: &TaskTracker,
     stop: &CancellationToken,
@@ -274,9 +274,15 @@ fn serve_api(
     });
 }
 
-pub(crate) fn pod_listener(address: Ipv4Addr, port: u16, purpose: &'static str) -> Result<tokio::net::TcpListener> {
-    let listener = crate::up::listen(address.into(), port, purpose, "--data-dir");
-    listener.context("opening a port on the pod network")
+/// Opens a port on the pod network. Where that fails, the node ends, and what it made is gone.
+pub(crate) async fn pod_listener(node: &Node, port: u16, purpose: &'static str) -> Result<TcpListener> {
+    match crate::up::listen_for_pods(node.gateway_address(), port, purpose) {
+        Ok(listener) => Ok(listener),
+        Err(error) => {
+            within(NODE_LIMIT, "the node", node.give_up()).await;
+            Err(error).context("opening a port on the pod network")
+        }
+    }
 }
 
 /// True randomness for the choices that the gateway makes.

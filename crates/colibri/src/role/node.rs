@@ -105,30 +105,44 @@ pub async fn node(args: NodeArgs) -> Result<()> {
     let tls = server_tls(identity, Some(clients)).context("the certificate of the node's server")?;
 
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let starting = async {
+    let reaching = async {
         let api = args.api.open().await?;
         api.await_kinds(&stop).await;
+        anyhow::Ok(api)
+    };
+    let api = tokio::select! {
+        api = reaching => api?,
+        () = signals.next() => anyhow::bail!("stopped before the node was ready"),
+    };
+    let starting = async {
         let caches = Caches::new(api.client.clone(), tasks.clone(), stop.clone());
         let resolve = Arc::new(ClusterNames::new(&caches));
         let node = Node::start(config, api.client.clone(), caches, resolve.clone(), tasks.clone(), stop.clone()).await;
         let node = node.context("starting the node")?;
         resolve.set_gateway(node.gateway_address());
-        anyhow::Ok((api, node))
+        anyhow::Ok(node)
     };
-    let (api, node) = tokio::select! {
-        started = starting => started?,
-        () = signals.next() => anyhow::bail!("stopped before the node was ready"),
+    tokio::pin!(starting);
+    let node = tokio::select! {
+        node = &mut starting => node?,
+        () = signals.next() => {
+            // What is half made can be taken down only once it is made; a second signal leaves it to the next start.
+            tokio::select! {
+                node = &mut starting => within(NODE_LIMIT, "the node", node?.give_up()).await,
+                () = signals.next() => {}
+            }
+            anyhow::bail!("stopped before the node was ready");
+        }
     };
     let (compiled, ending) = (functions::runtimes::compile(runtimes_dir), stop.clone());
     tasks.spawn(async move { ending.run_until_cancelled(compiled).await });
     let kubelet = KubeletServer::new(node.clone(), api.client.clone());
     let answer = move |peer, request| kubelet.clone().handle(peer, request);
     tasks.spawn(https::serve(server, tls, tasks.clone(), stop.clone(), answer));
-    let pod_address = node.gateway_address();
-    let pod_api = pod_listener(pod_address, POD_API_PORT, "API server")?;
+    let pod_api = pod_listener(&node, POD_API_PORT, "API server").await?;
     tasks.spawn(forward(pod_api, api.address, tasks.clone(), stop.clone()));
     if let Some(gateway) = &args.gateway {
-        let pod_gateway = pod_listener(pod_address, POD_GATEWAY_PORT, "gateway")?;
+        let pod_gateway = pod_listener(&node, POD_GATEWAY_PORT, "gateway").await?;
         tasks.spawn(forward(pod_gateway, gateway.clone(), tasks.clone(), stop.clone()));
     }
     let counted = node.clone();

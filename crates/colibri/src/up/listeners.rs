@@ -1,7 +1,7 @@
 //! The ports of the platform: opened before anything else starts, so that a taken one is said at once.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -24,6 +24,20 @@ pub enum ListenError {
         owner: String,
         /// The flag that chooses another.
         flag: &'static str,
+    },
+    /// Something else listens on every address, the pod network's too.
+    #[error(
+        "port {port} of the pod network ({ip}), for the {purpose}, is taken{owner}. Stop that program, or let it listen on addresses of its own instead of on all"
+    )]
+    TakenFromPods {
+        /// The gateway's address on the pod network.
+        ip: Ipv4Addr,
+        /// The port.
+        port: u16,
+        /// What it is for.
+        purpose: &'static str,
+        /// The program that has it, if it can be told.
+        owner: String,
     },
     /// The system refused.
     #[error("cannot listen on {address} for the {purpose} ({flag}): {source}")]
@@ -88,6 +102,18 @@ pub fn listen(ip: IpAddr, port: u16, purpose: &'static str, flag: &'static str) 
     })
 }
 
+/// Opens one port on the pod network, where no flag chooses another.
+///
+/// # Errors
+///
+/// [`ListenError`] names the port and who has it.
+pub fn listen_for_pods(ip: Ipv4Addr, port: u16, purpose: &'static str) -> Result<TcpListener, ListenError> {
+    listen(ip.into(), port, purpose, "the pod network").map_err(|error| match error {
+        ListenError::Taken { owner, .. } => ListenError::TakenFromPods { ip, port, purpose, owner },
+        other => other,
+    })
+}
+
 /// ` by NAME (process PID)`, if the owner of a listening TCP port can be found.
 pub fn owner(port: u16) -> String {
     let find = || {
@@ -125,7 +151,6 @@ fn listening_inode(text: &str, port: u16) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
 
     #[tokio::test]
     async fn a_taken_port_names_its_owner_and_the_flag() {

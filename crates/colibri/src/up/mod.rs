@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 pub use args::UpArgs;
-pub use listeners::{Listeners, listen, owner as owner_of_port};
+pub use listeners::{Listeners, listen, listen_for_pods, owner as owner_of_port};
 
 use crate::data_dir::{self, DataDir, ENDPOINTS, KUBECONFIG};
 use crate::platform::{Addresses, Platform};
@@ -34,9 +34,18 @@ pub async fn run(args: UpArgs) -> Result<()> {
     let path = args.data_dir.clone().unwrap_or_else(data_dir::default_path);
     let data_dir = DataDir::open(&path)?;
     let addresses = Addresses::of(&listeners)?;
+    let starting = Platform::start(&args, data_dir.path(), listeners);
+    tokio::pin!(starting);
     let started = tokio::select! {
-        started = Platform::start(&args, data_dir.path(), listeners) => started?,
-        () = signals.next() => anyhow::bail!("stopped before the platform was ready"),
+        started = &mut starting => started?,
+        () = signals.next() => {
+            // What is half made can be taken down only once it is made; a second signal leaves it to the next start.
+            tokio::select! {
+                started = &mut starting => stop(started?, args.keep_pods, signals).await,
+                () = signals.next() => {}
+            }
+            anyhow::bail!("stopped before the platform was ready");
+        }
     };
     publish(&data_dir, &started, &addresses, &args.domain)?;
     tracing::info!(took = ?begin.elapsed(), "ready");
