@@ -1,9 +1,15 @@
 //! The CustomResourceDefinitions of every kind here.
 //!
-//! Names, short names, categories and printed columns are Knative's own; pod specs are kept as they come
-//! (`x-kubernetes-preserve-unknown-fields`), since admission checks them with Knative's texts.
+//! Names, short names, categories and printed columns are Knative's own. Pod specs have every field that a pod has, so
+//! that an API server tells of misspelt ones as it does for pods; what Knative does not let a service set is left to
+//! admission, which says so with Knative's texts.
 
+use std::sync::LazyLock;
+
+use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
 /// One kind, as far as CRDs differ.
@@ -278,16 +284,90 @@ fn template() -> Value {
 }
 
 fn revision_spec() -> Value {
-    json!({
-        "type": "object",
-        "x-kubernetes-preserve-unknown-fields": true,
-        "properties": {
-            "containerConcurrency": integer(),
-            "timeoutSeconds": integer(),
-            "responseStartTimeoutSeconds": integer(),
-            "idleTimeoutSeconds": integer(),
-        },
-    })
+    static SPEC: LazyLock<Value> = LazyLock::new(|| {
+        let mut spec = pod_spec();
+        if let Some(properties) = spec["properties"].as_object_mut() {
+            for name in ["containerConcurrency", "timeoutSeconds", "responseStartTimeoutSeconds", "idleTimeoutSeconds"]
+            {
+                properties.insert(name.to_owned(), integer());
+            }
+        }
+        spec
+    });
+    SPEC.clone()
+}
+
+/// Fields of a pod whose own fields are told apart; those of the others are kept as they come.
+const DEEP: [&str; 8] = [
+    "containers",
+    "initContainers",
+    "volumes",
+    "imagePullSecrets",
+    "securityContext",
+    "tolerations",
+    "dnsConfig",
+    "hostAliases",
+];
+/// The kinds of volumes that a service may have; those of the others are kept as they come.
+const DEEP_VOLUMES: [&str; 7] =
+    ["name", "configMap", "secret", "emptyDir", "projected", "persistentVolumeClaim", "image"];
+
+/// A structural schema of a pod's spec. Nothing in it is required: admission fills names in, and tells what is missing.
+fn pod_spec() -> Value {
+    let mut settings = SchemaSettings::draft2019_09();
+    settings.meta_schema = None;
+    let mut generator = settings.into_generator();
+    let spec = PodSpec::json_schema(&mut generator).to_value();
+    let definitions = Value::Object(generator.take_definitions(true));
+    let mut spec = structural(&spec, &definitions);
+    open_all_but(&mut spec["properties"], &DEEP);
+    open_all_but(&mut spec["properties"]["volumes"]["items"]["properties"], &DEEP_VOLUMES);
+    spec
+}
+
+fn open_all_but(properties: &mut Value, deep: &[&str]) {
+    let shallow = properties.as_object_mut().into_iter().flatten();
+    for (_, schema) in shallow.filter(|(name, _)| !deep.contains(&name.as_str())) {
+        match schema["type"].as_str() {
+            Some("object") => *schema = open(),
+            Some("array") if schema["items"]["type"] == "object" => {
+                *schema = json!({ "type": "array", "items": open() });
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Types and fields alone, without references.
+fn structural(schema: &Value, definitions: &Value) -> Value {
+    let options = schema["anyOf"].as_array().or_else(|| schema["oneOf"].as_array());
+    if let Some(option) = options.into_iter().flatten().find(|option| option["type"] != "null") {
+        return structural(option, definitions);
+    }
+    if let Some(name) = schema["$ref"].as_str().and_then(|reference| reference.strip_prefix("#/$defs/")) {
+        // A quantity may be written as a number.
+        if name.ends_with(".Quantity") {
+            return json!({ "x-kubernetes-int-or-string": true });
+        }
+        return structural(&definitions[name], definitions);
+    }
+    if schema["x-kubernetes-int-or-string"] == true {
+        return json!({ "x-kubernetes-int-or-string": true });
+    }
+    let below = |schema: &Value| structural(schema, definitions);
+    match (schema["type"].as_str(), schema["properties"].as_object()) {
+        (Some("object"), Some(properties)) => {
+            object(properties.iter().map(|(name, schema)| (name.clone(), below(schema))).collect())
+        }
+        (Some("object"), None) if schema["additionalProperties"].is_object() => {
+            json!({ "type": "object", "additionalProperties": below(&schema["additionalProperties"]) })
+        }
+        (Some("array"), _) => json!({ "type": "array", "items": below(&schema["items"]) }),
+        (Some(kind @ ("string" | "boolean")), _) => json!({ "type": kind }),
+        (Some("integer"), _) => json!({ "type": "integer", "format": schema["format"] }),
+        (Some("object"), None) => open(),
+        _ => json!({ "x-kubernetes-preserve-unknown-fields": true }),
+    }
 }
 
 fn traffic() -> Value {
@@ -353,6 +433,28 @@ mod tests {
         let definitions: Vec<(String, String)> =
             all().into_iter().map(|crd| (crd.metadata.name.unwrap(), crd.spec.versions[0].name.clone())).collect();
         assert_eq!(definitions, types);
+    }
+
+    #[test]
+    fn a_pods_fields_are_known_and_quantities_may_be_numbers() {
+        let spec = revision_spec();
+        let at = |pointer: &str| spec.pointer(pointer).unwrap_or_else(|| panic!("{pointer} is missing")).clone();
+        let container = "/properties/containers/items/properties";
+        let int_or_string = json!({ "x-kubernetes-int-or-string": true });
+        assert_eq!(at("/properties/hostNetwork"), json!({ "type": "boolean" }));
+        assert_eq!(at("/properties/containerConcurrency"), integer());
+        assert_eq!(at("/properties/affinity"), open());
+        let ports = "ports/items/properties/containerPort";
+        assert_eq!(at(&format!("{container}/{ports}")), json!({ "type": "integer", "format": "int32" }));
+        let limits = at(&format!("{container}/resources/properties/limits"));
+        assert_eq!(limits, json!({ "type": "object", "additionalProperties": int_or_string }));
+        assert_eq!(at(&format!("{container}/readinessProbe/properties/httpGet/properties/port")), int_or_string);
+        assert_eq!(at("/properties/volumes/items/properties/hostPath"), open());
+        at("/properties/volumes/items/properties/configMap/properties/items/items/properties/path");
+        let text = spec.to_string();
+        assert!(!text.contains("$ref") && !text.contains("null") && !text.contains("required"), "{text}");
+        // `kubectl apply` keeps a copy in an annotation, which has room for 256 KiB.
+        assert!(text.len() < 64 << 10, "{} bytes", text.len());
     }
 
     #[test]
