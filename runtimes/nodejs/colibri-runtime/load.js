@@ -3,6 +3,8 @@
 
 const fs = require("node:fs");
 
+const { nodeListener } = require("./shape.js");
+
 const DEFAULT_HANDLER = "index.handle";
 const EXTENSIONS = [".mjs", ".js", ".cjs"];
 
@@ -106,12 +108,16 @@ function isModule(code, file) {
 /** The handler among what a module exports. */
 function pick(exported, name, handler, file) {
   const inside = exported?.default;
+  const wholes = [inside?.default, inside, exported];
+  // An Express app has a method `handle`, which is not the handler: the app is.
+  const app = wholes.find((whole) => nodeListener(whole) && whole[name] !== undefined);
+  if (app) return app;
   // The default of CommonJS is all that the module exports.
   const found = exported?.[name] ?? inside?.[name] ?? (name === "default" ? exported : undefined);
   if (found !== undefined) return found;
   // Without a name for it, a module that is a handler or an application is taken as one.
   if (!handler) {
-    for (const whole of [inside?.default, inside, exported]) {
+    for (const whole of wholes) {
       if (typeof whole === "function" || typeof whole?.listen === "function") return whole;
     }
   }

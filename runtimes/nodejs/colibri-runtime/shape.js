@@ -58,4 +58,4 @@ function parameters(handler) {
   return found;
 }
 
-module.exports = { EVENT, HTTP, NODE, parameters, shapeOf };
+module.exports = { EVENT, HTTP, NODE, nodeListener, parameters, shapeOf };

@@ -256,6 +256,79 @@ test("applications of node's own form", async () => {
   assert.deepStrictEqual([answers[0].body, answers[2].body], ["x!", "half<cut>"]);
 });
 
+// As these packages' apps are made, as far as a runtime sees: methods that need their `this`, middleware in order, JSON.
+const APPS = {
+  express: `
+    const methods = {
+      use(layer) { this.stack.push(layer); return this; },
+      get(path, answer) { return this.use((req, res, next) => (req.method === "GET" && req.url.split("?")[0] === path ? answer(req, res) : next())); },
+      handle(req, res) {
+        res.json = (value) => { res.setHeader("content-type", "application/json"); res.end(JSON.stringify(value)); };
+        let at = 0;
+        const next = () => { const layer = this.stack[at++]; if (layer) return layer(req, res, next); res.statusCode = 404; res.end("Cannot " + req.method + " " + req.url); };
+        next();
+      },
+      listen() { throw new Error("the runtime listens"); },
+    };
+    function express() {
+      const app = (req, res, next) => app.handle(req, res, next);
+      return Object.assign(app, methods, { stack: [] });
+    }
+    const app = express();
+    app.use((req, res, next) => { res.setHeader("x-first", "1"); next(); });
+    app.get("/hi", (req, res) => res.json({ name: "bob" }));`,
+  koa: `
+    class Koa {
+      middleware = [];
+      use(layer) { this.middleware.push(layer); return this; }
+      callback() {
+        return async (req, res) => {
+          const ctx = { req, path: req.url.split("?")[0], status: 404, body: "Not Found" };
+          const run = async (at) => this.middleware[at]?.(ctx, () => run(at + 1));
+          await run(0);
+          res.statusCode = ctx.status;
+          res.setHeader("content-type", "application/json");
+          res.setHeader("x-first", "1");
+          res.end(JSON.stringify(ctx.body));
+        };
+      }
+      listen() { throw new Error("the runtime listens"); }
+    }
+    const app = new Koa();
+    app.use(async (ctx, next) => { if (ctx.path === "/hi") Object.assign(ctx, { status: 200, body: { name: "bob" } }); await next(); });`,
+  fastify: `
+    function fastify() {
+      const routes = new Map();
+      let loaded = false;
+      return {
+        get(path, answer) { routes.set(path, answer); },
+        async ready() { loaded = true; },
+        routing(req, res) {
+          if (!loaded) throw new Error("the app is not ready");
+          const answer = routes.get(req.url.split("?")[0]);
+          res.statusCode = answer ? 200 : 404;
+          res.setHeader("content-type", "application/json");
+          res.setHeader("x-first", "1");
+          res.end(JSON.stringify(answer ? answer(req) : {}));
+        },
+        listen() { throw new Error("the runtime listens"); },
+      };
+    }
+    const app = fastify();
+    app.get("/hi", () => ({ name: "bob" }));`,
+};
+
+for (const [name, code] of Object.entries(APPS)) {
+  for (const [file, last] of Object.entries({ "index.js": "module.exports = app;", "index.mjs": "export default app;" })) {
+    test(`an app of ${name}'s form in ${file}`, async () => {
+      const one = await run(code + last, { file });
+      const [found, missing] = [await one.call("/hi?x=1"), await one.call("/no")];
+      assert.deepStrictEqual([found.status, JSON.parse(found.body), found.headers["x-first"]], [200, { name: "bob" }, "1"], one.log);
+      assert.strictEqual(missing.status, 404);
+    });
+  }
+}
+
 test("bodies are limited", async () => {
   const one = await run("export const handle = (request) => request.body.length", { COLIBRI_BODY_LIMIT_BYTES: "10" });
   const sized = await one.call("/", { method: "POST", body: "x".repeat(11) });
