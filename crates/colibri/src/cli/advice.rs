@@ -234,6 +234,7 @@ pub fn refusal_cures(message: &str) -> Vec<String> {
         "keep one port: requests reach a service by one; HTTP/2 on it is named h2c",
     );
     rule("not a DNS 1035 label", "use lower-case letters, digits and -, beginning with a letter, at most 63");
+    rule("RFC 1123", "use lower-case letters, digits and -, beginning and ending with a letter or digit");
     rule("autoscaling annotations must be put under", "move the annotation there");
     rule("ailed to parse image reference", "write it as REGISTRY/NAME:TAG, in lower case");
     rule("is less than min-scale", "raise max-scale or lower min-scale");

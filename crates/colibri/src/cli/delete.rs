@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::access::{Access, Target};
 use super::error::CliError;
-use super::workload::Workload;
+use super::workload::{Workload, is_of_function};
 
 /// Longest wait until an object is gone.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -24,7 +24,7 @@ const STEP: Duration = Duration::from_millis(50);
   colibri delete hello
   colibri delete hello greet -n shop --no-wait")]
 pub struct DeleteArgs {
-    /// Functions or services
+    /// Functions or services; function/NAME and service/NAME say which
     #[arg(required = true)]
     names: Vec<String>,
     /// Do not wait until they are gone
@@ -38,12 +38,13 @@ pub struct DeleteArgs {
 pub async fn run(args: DeleteArgs) -> Result<(), CliError> {
     let access = args.target.open().await?;
     for name in &args.names {
-        let workload = Workload::find(&access, name).await?;
-        delete(&access, name, matches!(workload, Workload::Function(_))).await?;
+        let workload = Workload::only(&access, name).await?;
+        let (name, is_function) = (workload.name(), matches!(workload, Workload::Function(_)));
+        delete(&access, &name, is_function).await?;
         if !args.no_wait {
-            gone(&access, name).await?;
+            gone(&access, &name, is_function).await?;
         }
-        eprintln!("{} {name} deleted", if matches!(workload, Workload::Function(_)) { "function" } else { "service" });
+        eprintln!("{} {name} deleted", if is_function { "function" } else { "service" });
     }
     Ok(())
 }
@@ -61,14 +62,15 @@ async fn delete(access: &Access, name: &str, is_function: bool) -> Result<(), Cl
 }
 
 /// Waits until the object and, of a Function, its Service are gone.
-async fn gone(access: &Access, name: &str) -> Result<(), CliError> {
+async fn gone(access: &Access, name: &str, is_function: bool) -> Result<(), CliError> {
     let functions: Api<Function> = Api::namespaced(access.client.clone(), &access.namespace);
     let services: Api<Service> = Api::namespaced(access.client.clone(), &access.namespace);
     let deadline = Instant::now() + LIMIT;
     let failed = |error| CliError::api(&format!("look for {name}"), &error);
     loop {
-        let function = functions.get_opt(name).await.map_err(failed)?;
-        if function.is_none() && services.get_opt(name).await.map_err(failed)?.is_none() {
+        let function = if is_function { functions.get_opt(name).await.map_err(failed)? } else { None };
+        let service = services.get_opt(name).await.map_err(failed)?;
+        if function.is_none() && !service.is_some_and(|service| !is_function || is_of_function(&service)) {
             return Ok(());
         }
         if Instant::now() >= deadline {

@@ -18,7 +18,7 @@ use super::output::{OutputArgs, tidy};
 use super::seen::{self, Seen};
 use super::style::Style;
 use super::table;
-use super::workload::{Workload, status_text};
+use super::workload::{Workload, is_of_function, status_text};
 
 /// Arguments of `colibri describe`.
 #[derive(Args, Clone, Debug)]
@@ -27,7 +27,7 @@ use super::workload::{Workload, status_text};
   colibri describe hello -n shop
   colibri describe hello -o json | jq .advice")]
 pub struct DescribeArgs {
-    /// Function or service
+    /// Function or service; function/NAME and service/NAME say which
     name: String,
     #[command(flatten)]
     output: OutputArgs,
@@ -39,6 +39,13 @@ pub struct DescribeArgs {
 pub async fn run(args: DescribeArgs) -> Result<(), CliError> {
     let access = args.target.open().await?;
     let seen = seen::look(&access, &args.name).await?;
+    if let Workload::Service(service) = &seen.workload
+        && !is_of_function(service)
+        && let Ok(function) = Workload::find(&access, &format!("function/{}", seen.workload.name())).await
+    {
+        let name = function.name();
+        eprintln!("note: the function {name} does not get this name; colibri describe function/{name} tells why");
+    }
     let name = || format!("{}\n", seen.workload.full_name());
     args.output.show(&value(&seen), name, || render(&seen, Timestamp::now(), Style::stdout()));
     Ok(())

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
   colibri invoke hello -q | jq .                       the body alone
   colibri invoke hello -o json | jq .coldStart")]
 pub struct InvokeArgs {
-    /// Function or service
+    /// Function or service; function/NAME and service/NAME say which
     name: String,
     /// Method [default: GET, with data POST]
     #[arg(long, short = 'X')]

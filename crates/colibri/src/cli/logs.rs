@@ -29,7 +29,7 @@ const LINE_LIMIT_BYTES: usize = 256 << 10;
   colibri logs hello -f --since 5m      and what comes, also of new instances
   colibri logs hello --previous         of the run before the last restart")]
 pub struct LogsArgs {
-    /// Function or service
+    /// Function or service; function/NAME and service/NAME say which
     name: String,
     /// Go on with lines to come, also of instances to come
     #[arg(long, short)]

@@ -8,7 +8,7 @@ use kube::{Api, ResourceExt};
 
 use super::access::Access;
 use super::error::CliError;
-use super::workload::Workload;
+use super::workload::{Workload, is_of_function};
 
 /// A workload and what belongs to it, at one moment.
 #[derive(Clone, Debug)]
@@ -30,6 +30,7 @@ pub struct Seen {
 /// When the workload is not there, or the server does not answer.
 pub async fn look(access: &Access, name: &str) -> Result<Seen, CliError> {
     let workload = Workload::find(access, name).await?;
+    let name = &workload.name();
     let (client, namespace) = (access.client.clone(), access.namespace.as_str());
     let services: Api<Service> = Api::namespaced(client.clone(), namespace);
     let revisions: Api<Revision> = Api::namespaced(client.clone(), namespace);
@@ -40,6 +41,9 @@ pub async fn look(access: &Access, name: &str) -> Result<Seen, CliError> {
     let (service, revisions, pods) =
         tokio::join!(services.get_opt(name), revisions.list(&of_service), pods.list(&by_label));
     let service = service.map_err(failed("read the service"))?;
+    if matches!(workload, Workload::Function(_)) && service.as_ref().is_some_and(|service| !is_of_function(service)) {
+        return Ok(Seen { workload, service: None, revisions: Vec::new(), pods: Vec::new() });
+    }
     let mut revisions = revisions.map_err(failed("list revisions"))?.items;
     revisions
         .sort_by_key(|revision| std::cmp::Reverse((revision.creation_timestamp().map(|t| t.0), revision.name_any())));

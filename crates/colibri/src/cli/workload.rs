@@ -23,23 +23,81 @@ pub enum Workload {
     Service(Box<Service>),
 }
 
+/// What `KIND/NAME` begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Function,
+    Service,
+}
+
+/// Kind and name of what may be `NAME`, or `KIND/NAME` as `-o name` prints it.
+fn split(name: &str) -> Result<(Option<Kind>, &str), CliError> {
+    let Some((kind, bare)) = name.split_once('/') else { return Ok((None, name)) };
+    let kind = match kind {
+        "function" | "functions" | "fn" | "function.functions.colibri.dev" => Kind::Function,
+        "service" | "services" | "ksvc" | "service.serving.knative.dev" => Kind::Service,
+        _ => {
+            let text = format!("{name:?} does not begin with the name of a kind");
+            return Err(CliError::new(text).cured_by(&format!("write {bare}, function/{bare} or service/{bare}")));
+        }
+    };
+    Ok((Some(kind), bare))
+}
+
+/// The name alone.
+fn bare(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+/// Whether a Service was made for a Function.
+pub fn is_of_function(service: &Service) -> bool {
+    service.labels().contains_key(FUNCTION_LABEL)
+}
+
 impl Workload {
-    /// The Function of that name, else the Service.
+    /// The one that serves under that name: the Function; the Service where there is no Function, or one that does not
+    /// get the name because the Service has it. `function/NAME` and `service/NAME` say which is meant.
     ///
     /// # Errors
     ///
-    /// When neither is there, or the server does not answer.
+    /// When it is not there, or the server does not answer.
     pub async fn find(access: &Access, name: &str) -> Result<Self, CliError> {
+        match Self::both(access, name).await? {
+            (_, Some(service)) => Ok(service),
+            (Some(function), None) => Ok(function),
+            (None, None) => Err(Self::missing(access, bare(name)).await),
+        }
+    }
+
+    /// The only one of that name.
+    ///
+    /// # Errors
+    ///
+    /// As [`Workload::find`]; also when there is a Function and a Service that is not the Function's.
+    pub async fn only(access: &Access, name: &str) -> Result<Self, CliError> {
+        if let (Some(_), Some(_)) = Self::both(access, name).await? {
+            let text = format!("there is a function {name} and a service {name} that is not the function's");
+            return Err(CliError::new(text).cured_by(&format!("say which: function/{name} or service/{name}")));
+        }
+        Self::find(access, name).await
+    }
+
+    /// The Function and the Service that is not the Function's.
+    async fn both(access: &Access, name: &str) -> Result<(Option<Self>, Option<Self>), CliError> {
         let what = format!("look for {name}");
-        let functions: Api<Function> = Api::namespaced(access.client.clone(), &access.namespace);
-        if let Some(function) = optional(functions.get_opt(name).await, &what)? {
-            return Ok(Self::Function(Box::new(function)));
+        let (kind, name) = split(name)?;
+        let (mut function, mut service) = (None, None);
+        if kind != Some(Kind::Service) {
+            let functions: Api<Function> = Api::namespaced(access.client.clone(), &access.namespace);
+            function = optional(functions.get_opt(name).await, &what)?;
         }
-        let services: Api<Service> = Api::namespaced(access.client.clone(), &access.namespace);
-        match optional(services.get_opt(name).await, &what)? {
-            Some(service) => Ok(Self::Service(Box::new(service))),
-            None => Err(Self::missing(access, name).await),
+        if kind != Some(Kind::Function) {
+            let services: Api<Service> = Api::namespaced(access.client.clone(), &access.namespace);
+            service = optional(services.get_opt(name).await, &what)?;
         }
+        let service = service.filter(|service| function.is_none() || !is_of_function(service));
+        let function = function.map(|function| Self::Function(Box::new(function)));
+        Ok((function, service.map(|service| Self::Service(Box::new(service)))))
     }
 
     /// Says that there is none of that name, and what there is.
@@ -98,7 +156,7 @@ impl Workload {
         let found = functions.list(&params).await.map_err(|error| CliError::api("list functions", &error))?;
         let mut all: Vec<Self> = found.items.into_iter().map(|function| Self::Function(Box::new(function))).collect();
         let found = services.list(&params).await.map_err(|error| CliError::api("list services", &error))?;
-        let own = found.items.into_iter().filter(|service| !service.labels().contains_key(FUNCTION_LABEL));
+        let own = found.items.into_iter().filter(|service| !is_of_function(service));
         all.extend(own.map(|service| Self::Service(Box::new(service))));
         all.sort_by_key(|workload| (workload.namespace(), workload.name()));
         Ok(all)

@@ -144,6 +144,7 @@ async fn deploy(args: &DeployArgs, access: &Access, prepared: Prepared) -> Resul
         }
     };
     stages.say(&format!("{kind} {name} {change}"));
+    let name = format!("{kind}/{name}");
     if args.no_wait {
         return Ok(super::workload::Workload::find(&access, &name).await?.object());
     }
