@@ -62,12 +62,12 @@ chaos: static
 	cargo build --profile ci --locked --workspace --bins
 	COLIBRI_CHAOS_KILLS=$(KILLS) COLIBRI_CHAOS_SEED=$(or $(SEED),$(shell date +%s)) cargo test --profile ci --locked --workspace --test it -- --nocapture --exact chaos::nothing_acknowledged_is_lost_and_nothing_is_left
 
-# Those tests once more, with the four roles as processes of their own: those whose way leads through all of them.
-SPREAD := test(a_container_answers) or test(logs_follow) or test(a_python_function) or test(two_hundred) or test(a_pod_reaches) or test(ctrl_c)
+# Those tests once more, with the four roles as processes of their own. Those that say nothing about that are skipped by
+# themselves, with the reason.
 e2e-processes: static
 	cargo build --profile ci --locked --workspace --bins
 	export E2E_LAYOUT=processes
-	$(call run-tests,package(e2e) and ($(SPREAD)),--package e2e)
+	$(call run-tests,package(e2e),--package e2e)
 
 # Measures a fresh platform on free ports beside nginx and plain processes, and writes docs/benchmarks.md.
 bench: build test-packages

@@ -5,12 +5,13 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
-use crate::platform::{binary, run};
+use crate::platform::{Options, binary, run};
 
 /// How the roles of a platform are spread over processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,16 @@ pub fn layout() -> Layout {
     }
 }
 
+/// Lays a layer over `/usr/bin` in which the first argument is missing, and starts the rest.
+const HIDE: &str = r#"set -e
+mount -t tmpfs tmpfs /mnt
+mkdir /mnt/upper /mnt/work
+mount -t overlay overlay -o lowerdir=/usr/bin,upperdir=/mnt/upper,workdir=/mnt/work /usr/bin
+rm "/usr/bin/$1"
+shift
+exec "$@"
+"#;
+
 /// One process of a platform.
 pub struct Process {
     /// The role; `up` for all in one.
@@ -41,18 +52,45 @@ pub struct Process {
     /// The process; `None` once its end was seen.
     pub child: Option<Child>,
     arguments: Vec<String>,
+    /// A program of `/usr/bin` that it does not see.
+    hidden: Option<&'static str>,
     log: PathBuf,
+    /// What it writes once it is ready.
+    endpoints: PathBuf,
 }
 
 impl Process {
-    /// Starts `colibri ROLE ARGUMENTS`; its log is a file in `home`.
+    /// Starts `colibri ROLE ARGUMENTS` on a data directory; its log is a file in `home`.
     ///
     /// # Errors
     ///
     /// When it cannot be started.
-    pub fn start(home: &Path, name: &str, arguments: &[String]) -> Result<Self> {
-        let log = home.join(format!("{name}.log"));
-        let mut process = Self { role: name.to_owned(), child: None, arguments: arguments.to_vec(), log };
+    pub fn start(home: &Path, name: &str, data_dir: &Path, arguments: &[String]) -> Result<Self> {
+        Self::start_hiding(None, home, name, data_dir, arguments)
+    }
+
+    /// The same on a machine that lacks a program of `/usr/bin`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_hiding(
+        hidden: Option<&'static str>,
+        home: &Path,
+        name: &str,
+        data_dir: &Path,
+        arguments: &[String],
+    ) -> Result<Self> {
+        let mut all = vec![format!("--data-dir={}", data_dir.display())];
+        all.extend_from_slice(arguments);
+        let mut process = Self {
+            role: name.to_owned(),
+            child: None,
+            arguments: all,
+            hidden,
+            log: home.join(format!("{name}.log")),
+            endpoints: data_dir.join("endpoints.json"),
+        };
         process.start_again()?;
         Ok(process)
     }
@@ -63,13 +101,24 @@ impl Process {
     ///
     /// When it cannot be started.
     pub fn start_again(&mut self) -> Result<()> {
+        // One that was killed leaves it behind.
+        let _ = std::fs::remove_file(&self.endpoints);
         let file = File::options().create(true).append(true).open(&self.log)?;
         let role = self.role.split('-').next().unwrap_or_default();
-        let mut command = Command::new(binary("colibri"));
+        let mut command = self.program();
         command.arg(role).args(&self.arguments).env_remove("KUBECONFIG");
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         self.child = Some(command.spawn().with_context(|| format!("starting colibri {role}"))?);
         Ok(())
+    }
+
+    /// `colibri`; where a program is hidden from it, in a mount namespace of its own.
+    fn program(&self) -> Command {
+        let Some(hidden) = self.hidden else { return Command::new(binary("colibri")) };
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", HIDE, "sh", hidden]).arg(binary("colibri"));
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command
     }
 
     /// Ends it as a crash does, and waits for its end.
@@ -136,18 +185,18 @@ impl Process {
         let _ = child.wait();
     }
 
-    /// Waits until it has written the file; answers its JSON.
+    /// Waits until it is ready; answers where it listens.
     ///
     /// # Errors
     ///
-    /// When it ends before, or does not write it in time.
-    pub async fn wait_for(&mut self, file: &Path, limit: Duration) -> Result<Map<String, Value>> {
+    /// When it ends before, or is not ready in time.
+    pub async fn ready(&mut self, limit: Duration) -> Result<Map<String, Value>> {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.as_mut().context("a running process")?.try_wait()? {
                 bail!("colibri {} ended with {status}:\n{}", self.role, self.log());
             }
-            if let Ok(bytes) = std::fs::read(file) {
+            if let Ok(bytes) = std::fs::read(&self.endpoints) {
                 return Ok(serde_json::from_slice(&bytes)?);
             }
             ensure!(start.elapsed() < limit, "colibri {} is not ready after {limit:?}:\n{}", self.role, self.log());
@@ -156,31 +205,41 @@ impl Process {
     }
 }
 
+/// Where a role keeps its state, of a platform on `data_dir`.
+pub fn role_dir(data_dir: &Path, role: &str) -> PathBuf {
+    match layout() {
+        Layout::One => data_dir.to_path_buf(),
+        Layout::Processes => data_dir.join(role),
+    }
+}
+
 /// Starts the four roles below `data_dir`, and writes there what `colibri up` writes: `kubeconfig` and
-/// `endpoints.json`. They are in the order in which they are stopped.
+/// `endpoints.json`. They are in the order in which they are stopped. Their ports stay when one starts again.
 ///
 /// # Errors
 ///
 /// When one does not become ready; the text has its log.
-pub async fn start_processes(home: &Path, data_dir: &Path, limit: Duration) -> Result<Vec<Process>> {
-    let roles = Roles { home: home.to_path_buf(), data_dir: data_dir.to_path_buf() };
-    let mut apiserver = roles.start("apiserver", &["--api-port=0", "--admission=none"])?;
-    let api = apiserver.wait_for(&roles.file("apiserver", "endpoints.json"), limit).await?;
+pub async fn start_processes(home: &Path, data_dir: &Path, options: &Options, limit: Duration) -> Result<Vec<Process>> {
+    let roles = Roles { home: home.to_path_buf(), data_dir: data_dir.to_path_buf(), hidden: options.hidden };
+    let port = |flag: &str| anyhow::Ok(format!("--{flag}-port={}", free_port()?));
+    let mut apiserver = roles.start("apiserver", &[&port("api")?, "--admission=none"])?;
+    let api = apiserver.ready(limit).await?;
     std::fs::copy(roles.file("apiserver", "kubeconfig"), data_dir.join("kubeconfig"))?;
     roles.install(&["--crds"]).await?;
-    let ports = ["--gateway-port=0", "--gateway-tls-port=0", "--pod-port=0", "--metrics-port=0"];
-    let mut gateway = roles.start("gateway", &ports)?;
-    let at = gateway.wait_for(&roles.file("gateway", "endpoints.json"), limit).await?;
-    let port = |name: &str| at[name].as_str().and_then(|url| url.rsplit(':').next()).unwrap_or_default().to_owned();
-    let gateway_flag = format!("--gateway=127.0.0.1:{}", port("pods"));
-    let mut node = roles.start("node", &["--kubelet-port=0", "--metrics-port=0", &gateway_flag])?;
-    let public_port = format!("--public-port={}", port("gateway"));
-    // Its address is written down in the API server: it must stay when the controller starts again.
-    let webhooks = format!("--webhook-port={}", free_port()?);
-    let ports = ["--link-port=0", "--metrics-port=0", "--lease-seconds=3", &webhooks, &public_port];
-    let mut controller = roles.start("controller", &ports)?;
-    node.wait_for(&roles.file("node", "endpoints.json"), limit).await?;
-    let endpoints = controller.wait_for(&roles.file("controller", "endpoints.json"), limit).await?;
+    let of_gateway = [port("gateway")?, port("gateway-tls")?, port("pod")?, port("metrics")?];
+    let mut gateway = roles.start("gateway", &of_gateway.each_ref().map(String::as_str))?;
+    let at = gateway.ready(limit).await?;
+    let number = |name: &str| at[name].as_str().and_then(|url| url.rsplit(':').next()).unwrap_or_default().to_owned();
+    let pods = format!("--gateway=127.0.0.1:{}", number("pods"));
+    let mut of_node = vec!["--kubelet-port=0", "--metrics-port=0", &pods];
+    of_node.extend(options.arguments.iter().map(String::as_str));
+    let mut node = roles.start("node", &of_node)?;
+    let public = format!("--public-port={}", number("gateway"));
+    let webhooks = port("webhook")?;
+    let of_controller = ["--link-port=0", "--metrics-port=0", "--lease-seconds=3", &webhooks, &public];
+    let mut controller = roles.start("controller", &of_controller)?;
+    node.ready(limit).await?;
+    let endpoints = controller.ready(limit).await?;
     let url = endpoints["webhooks"].as_str().unwrap_or_default();
     let ca = roles.file("apiserver", "pki/ca.crt");
     roles.install(&["--webhooks", "--url", url, "--ca", &ca.to_string_lossy()]).await?;
@@ -192,9 +251,21 @@ pub async fn start_processes(home: &Path, data_dir: &Path, limit: Duration) -> R
     Ok(vec![gateway, node, controller, apiserver])
 }
 
-/// A port that nobody listens on at this moment.
+/// A port that nobody listens on at this moment, and that the system gives to no outgoing connection: one that tries
+/// again while a server is away would take the server's port from it.
 fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    const FIRST: u32 = 10_240;
+    const COUNT: u32 = 20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..COUNT {
+        // Other processes begin elsewhere.
+        let number = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id().wrapping_mul(97));
+        let port = u16::try_from(FIRST + number % COUNT)?;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("every port is taken")
 }
 
 /// Starts roles of one platform.
@@ -203,6 +274,8 @@ pub struct Roles {
     pub home: PathBuf,
     /// Each role has a folder in it.
     pub data_dir: PathBuf,
+    /// A program of `/usr/bin` that the node does not see.
+    pub hidden: Option<&'static str>,
 }
 
 impl Roles {
@@ -217,13 +290,14 @@ impl Roles {
     ///
     /// When it cannot be started.
     pub fn start(&self, name: &str, arguments: &[&str]) -> Result<Process> {
-        let mut all = vec![format!("--data-dir={}", self.data_dir.join(name).display())];
+        let mut all = Vec::new();
         if name != "apiserver" {
             all.push(format!("--kubeconfig={}", self.file("apiserver", "kubeconfig").display()));
             all.push(format!("--pki={}", self.file("apiserver", "pki").display()));
         }
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-        Process::start(&self.home, name, &all)
+        let hidden = self.hidden.filter(|_| name == "node");
+        Process::start_hiding(hidden, &self.home, name, &self.data_dir.join(name), &all)
     }
 
     /// `colibri install ARGUMENTS | kubectl apply -f -`.

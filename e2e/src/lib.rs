@@ -1,13 +1,19 @@
 //! Drives the real binary from outside: starts a platform on free ports in a directory of its own, and speaks to it
 //! with the real `kubectl`, the real CLI and plain HTTP.
 
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+
+use tokio::net::{TcpListener, TcpSocket};
+
 mod layout;
 mod leftovers;
 mod platform;
 
-pub use layout::{Layout, Process, Roles, layout, start_processes};
+pub use layout::{Layout, Process, Roles, layout, role_dir, start_processes};
 pub use leftovers::{Leftovers, pods};
-pub use platform::{Alone, Answer, Options, Output, Platform, alone, binary, hello_program, run, work_dir};
+pub use platform::{Answer, Machine, Options, Output, Platform, binary, hello_program, run, work_dir};
 
 /// Why this test cannot run here, if it cannot: printed by the caller, who then returns.
 ///
@@ -24,6 +30,35 @@ pub fn cannot_run(tools: &[&str]) -> Option<String> {
         println!("{reason}");
     }
     reason
+}
+
+/// Whether this test is skipped where the roles are processes of their own; says so, with the reason.
+pub fn is_of_one_process(reason: &str) -> bool {
+    let skipped = layout() == Layout::Processes;
+    if skipped {
+        println!("skipped with the roles as processes of their own: {reason}");
+    }
+    skipped
+}
+
+/// Listens on an address that this machine does not have yet.
+///
+/// # Errors
+///
+/// When somebody else listens there.
+pub fn listen_early(address: Ipv4Addr, port: u16) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    let on: libc::c_int = 1;
+    let size = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or_default();
+    // SAFETY: the descriptor is open, and the option's value is as long as it is said to be.
+    let set = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_FREEBIND, (&raw const on).cast(), size)
+    };
+    if set != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    socket.bind((address, port).into())?;
+    socket.listen(1)
 }
 
 fn path() -> std::ffi::OsString {

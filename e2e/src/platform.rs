@@ -11,6 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::layout::{Layout, Process, Roles, layout, start_processes};
+use crate::leftovers::Leftovers;
 
 /// How long a platform may take until it is ready, on a machine that is busy with other tests.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -20,36 +21,67 @@ const WAIT_LIMIT: Duration = Duration::from_secs(90);
 /// How a platform is started.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// More arguments for `colibri up`.
+    /// More arguments for `colibri up`, or for the node where it is a process of its own.
     pub arguments: Vec<String>,
+    /// A program of `/usr/bin` that the platform does not see.
+    pub hidden: Option<&'static str>,
     /// Data directory; a fresh temporary one by default.
     pub data_dir: Option<PathBuf>,
-    /// The caller holds [`alone`] itself.
+    /// The caller has the [`Machine`] alone.
     pub alone: bool,
     /// How the roles are spread over processes, whatever `E2E_LAYOUT` says.
     pub layout: Option<Layout>,
 }
 
-/// Keeps other tests' platforms off the machine, across processes, until dropped.
+/// Keeps other tests' platforms off the machine, or keeps others from doing so, across processes, until dropped.
 #[derive(Debug)]
-pub struct Alone(#[expect(dead_code, reason = "the lock is held by the open file")] File);
+struct Lock(#[expect(dead_code, reason = "the lock is held by the open file")] File);
 
-/// Waits until no other test runs a platform, and keeps it so: for tests that look at the whole machine.
-///
-/// # Errors
-///
-/// When the lock file cannot be opened.
-pub async fn alone() -> Result<Alone> {
-    lock(libc::LOCK_EX).await
+/// A machine on which no other test runs a platform, and one data directory for platforms after each other: for tests
+/// that look at the whole machine.
+#[derive(Debug)]
+pub struct Machine {
+    dir: TempDir,
+    before: Leftovers,
+    _lock: Lock,
 }
 
-async fn lock(kind: i32) -> Result<Alone> {
+impl Machine {
+    /// Waits until no other test runs a platform, and keeps it so.
+    ///
+    /// # Errors
+    ///
+    /// When the lock file cannot be opened, or no directory can be made.
+    pub async fn alone() -> Result<Self> {
+        let lock = lock(libc::LOCK_EX).await?;
+        let dir = tempfile::tempdir()?;
+        let before = Leftovers::look(&dir.path().join("data"));
+        Ok(Self { dir, before, _lock: lock })
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// For a platform on that directory.
+    pub fn options(&self) -> Options {
+        Options { data_dir: Some(self.data_dir()), alone: true, ..Options::default() }
+    }
+
+    /// What is here and was not there at first.
+    pub fn changes(&self) -> Leftovers {
+        Leftovers::look(&self.data_dir()).since(&self.before)
+    }
+}
+
+async fn lock(kind: i32) -> Result<Lock> {
     let path = std::env::temp_dir().join("colibri-e2e.lock");
     let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
     let locked = move || {
         // SAFETY: the descriptor is open for as long as the call.
         let result = unsafe { libc::flock(std::os::fd::AsRawFd::as_raw_fd(&file), kind) };
-        if result == 0 { Ok(Alone(file)) } else { Err(std::io::Error::last_os_error()) }
+        if result == 0 { Ok(Lock(file)) } else { Err(std::io::Error::last_os_error()) }
     };
     Ok(tokio::task::spawn_blocking(locked).await??)
 }
@@ -62,7 +94,7 @@ pub struct Platform {
     home: TempDir,
     endpoints: BTreeMap<String, String>,
     http: reqwest::Client,
-    _shared: Option<Alone>,
+    _shared: Option<Lock>,
 }
 
 /// What a command printed.
@@ -130,8 +162,6 @@ impl Platform {
         let http = reqwest::Client::builder().no_proxy().timeout(WAIT_LIMIT).build()?;
         let home = tempfile::Builder::new().prefix("colibri-e2e-").tempdir()?;
         let data_dir = options.data_dir.clone().unwrap_or_else(|| home.path().join("data"));
-        // One that was killed leaves it behind.
-        let _ = std::fs::remove_file(data_dir.join("endpoints.json"));
         let mut platform =
             Self { processes: Vec::new(), data_dir, home, endpoints: BTreeMap::new(), http, _shared: shared };
         platform.start_processes(&options).await?;
@@ -144,23 +174,23 @@ impl Platform {
     ///
     /// When it does not become ready; the text has its log.
     pub async fn ready(&mut self) -> Result<()> {
-        let endpoints = self.data_dir.join("endpoints.json");
-        let found = self.processes.first_mut().context("a process")?.wait_for(&endpoints, START_LIMIT).await?;
-        self.endpoints = serde_json::from_value(found.into())?;
+        for process in &mut self.processes {
+            process.ready(START_LIMIT).await?;
+        }
+        self.endpoints = serde_json::from_slice(&std::fs::read(self.data_dir.join("endpoints.json"))?)?;
         Ok(())
     }
 
     async fn start_processes(&mut self, options: &Options) -> Result<()> {
         let (home, data_dir) = (self.home.path(), &self.data_dir);
         if options.layout.unwrap_or_else(layout) == Layout::Processes {
-            self.processes = start_processes(home, data_dir, START_LIMIT).await?;
+            self.processes = start_processes(home, data_dir, options, START_LIMIT).await?;
             return Ok(());
         }
-        let mut arguments = vec![format!("--data-dir={}", data_dir.display())];
         let ports = ["--api-port=0", "--gateway-port=0", "--gateway-tls-port=0", "--metrics-port=0"];
-        arguments.extend(ports.map(str::to_owned));
+        let mut arguments = ports.map(str::to_owned).to_vec();
         arguments.extend(options.arguments.iter().cloned());
-        self.processes.push(Process::start(home, "up", &arguments)?);
+        self.processes.push(Process::start_hiding(options.hidden, home, "up", data_dir, &arguments)?);
         Ok(())
     }
 
@@ -196,7 +226,7 @@ impl Platform {
 
     /// What starts more processes of this platform.
     pub fn roles(&self) -> Roles {
-        Roles { home: self.home.path().to_path_buf(), data_dir: self.data_dir.clone() }
+        Roles { home: self.home.path().to_path_buf(), data_dir: self.data_dir.clone(), hidden: None }
     }
 
     /// One entry of `endpoints.json`, such as `gateway`.
@@ -277,6 +307,25 @@ impl Platform {
         let response = self.http.get(url).send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         Ok(Answer { status, headers, body: response.text().await?, took: start.elapsed() })
+    }
+
+    /// Waits until one of the gateway's figures of that name is not 0, such as its requests in flight.
+    ///
+    /// # Errors
+    ///
+    /// When it does not happen in time; the text has all figures.
+    pub async fn wait_for_metric(&self, name: &str) -> Result<()> {
+        let url = format!("{}/metrics", self.endpoint("metrics"));
+        let start = Instant::now();
+        loop {
+            let metrics = self.get_url(&url).await?.body;
+            let mut figures = metrics.lines().filter(|line| line.starts_with(name));
+            if figures.any(|line| line.split_whitespace().last().is_some_and(|value| value != "0")) {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < WAIT_LIMIT, "{name} stays 0:\n{metrics}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// An object as JSON, by `kubectl get`.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Leftovers, Options, Platform, cannot_run};
+use e2e::{Layout, Leftovers, Machine, Options, Platform, cannot_run, layout};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -224,19 +224,16 @@ struct Report {
 struct Killer {
     world: Arc<World>,
     random: Random,
+    options: Options,
     data_dir: PathBuf,
     platform: Option<Platform>,
     report: Report,
 }
 
 impl Killer {
-    fn options(&self) -> Options {
-        Options { data_dir: Some(self.data_dir.clone()), alone: true, ..Options::default() }
-    }
-
     async fn start(&mut self) -> Result<()> {
         let start = Instant::now();
-        let mut platform = Platform::spawn(self.options()).await?;
+        let mut platform = Platform::spawn(self.options.clone()).await?;
         platform.ready().await?;
         self.report.ready.push(start.elapsed());
         *self.world.access.lock() = Some(connect(&platform).await?);
@@ -246,6 +243,7 @@ impl Killer {
 
     async fn kill_one(&mut self) -> Result<()> {
         match self.random.below(10) {
+            0..4 if layout() == Layout::Processes => self.kill_role().await,
             0..4 => self.kill_platform().await,
             4..7 => {
                 self.report.supervisors += self.kill_process(|(supervisors, _)| supervisors);
@@ -264,12 +262,31 @@ impl Killer {
         self.report.platforms += 1;
         // Now and then again before it is ready.
         while self.random.below(3) == 0 {
-            let mut half = Platform::spawn(self.options()).await?;
+            let mut half = Platform::spawn(self.options.clone()).await?;
             tokio::time::sleep(Duration::from_millis(self.random.below(400))).await;
             half.kill();
             self.report.while_starting += 1;
         }
         self.start().await
+    }
+
+    /// One of the roles after the other; the rest of them go on.
+    async fn kill_role(&mut self) -> Result<()> {
+        let role = ["node", "apiserver", "gateway", "controller"][self.report.platforms % 4];
+        self.report.platforms += 1;
+        let process = self.platform.as_mut().context("a platform")?.process(role)?;
+        process.kill()?;
+        while self.random.below(3) == 0 {
+            process.start_again()?;
+            tokio::time::sleep(Duration::from_millis(self.random.below(400))).await;
+            process.kill()?;
+            self.report.while_starting += 1;
+        }
+        let start = Instant::now();
+        process.start_again()?;
+        process.ready(SOON).await?;
+        self.report.ready.push(start.elapsed());
+        Ok(())
     }
 
     /// How many were killed: one, or none where there is none.
@@ -328,14 +345,13 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_left() -> Result<()> {
     let kills = usize::try_from(number("COLIBRI_CHAOS_KILLS", KILLS as u64))?;
     let seed = number("COLIBRI_CHAOS_SEED", 7);
     println!("chaos: {kills} kills, seed {seed}");
-    let dir = tempfile::tempdir()?;
-    let data_dir = dir.path().join("data");
-    let _alone = e2e::alone().await?;
-    let before = Leftovers::look(&data_dir);
+    let machine = Machine::alone().await?;
+    let data_dir = machine.data_dir();
     let world = Arc::new(World::default());
     let mut killer = Killer {
         world: world.clone(),
         random: Random(seed),
+        options: machine.options(),
         data_dir: data_dir.clone(),
         platform: None,
         report: Report::default(),
@@ -372,7 +388,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_left() -> Result<()> {
     let mut report = std::mem::take(&mut killer.report);
     report.ready.sort();
     println!(
-        "chaos: killed {} platforms, {} more while starting, {} supervisors, {} containers; \
+        "chaos: killed {} platforms or roles, {} more while starting, {} supervisors, {} containers; \
          {} writes acknowledged, {} requests answered, {} not; {} new services answered; \
          ready after p50 {:?}, worst {:?}",
         report.platforms,
@@ -394,7 +410,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_left() -> Result<()> {
     platform.kubectl(&["delete", "ksvc", "--all", "--timeout=90s"]).await?.ok()?;
     wait_for_no_pods(&platform, &data_dir).await?;
     platform.stop().await?;
-    let after = Leftovers::look(&data_dir).since(&before);
+    let after = machine.changes();
     assert_eq!(after, Leftovers::default(), "seed {seed}: nothing is left; the platform said:\n{}", platform.log());
     Ok(())
 }

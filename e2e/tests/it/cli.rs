@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Options, Platform, binary, cannot_run, run};
+use e2e::{Layout, Options, Platform, binary, cannot_run, layout, run};
 use serde_json::Value;
 
 use crate::{SOON, hello_service, host};
@@ -53,10 +53,13 @@ async fn every_command_works_in_every_form() -> Result<()> {
     the_doctor_looks_at_everything(&platform).await?;
     a_kubeconfig_may_be_several_files(&platform).await?;
 
+    a_function_without_the_name_hides_no_service(&platform).await?;
+
     platform.colibri(&["delete", "hello"]).await?.ok()?;
     let list = platform.colibri(&["list"]).await?.ok()?;
     assert!(!list.contains("hello.default"), "{list}");
-    assert!(platform.log().contains("ready took="), "{}", platform.log());
+    let ready = if layout() == Layout::One { "ready took=" } else { "The node is ready." };
+    assert!(platform.log().contains(ready), "{}", platform.log());
     platform.stop().await
 }
 
@@ -77,6 +80,102 @@ async fn deploy_tells_its_stages(platform: &Platform) -> Result<()> {
     assert!(again.stderr.contains("service hello unchanged"), "{}", again.text());
     again.ok()?;
     Ok(())
+}
+
+async fn a_function_without_the_name_hides_no_service(platform: &Platform) -> Result<()> {
+    let dir = platform.scratch().join("hello");
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("function.yml"), "spec: { runtime: python }\n")?;
+    std::fs::write(dir.join("main.py"), "def handle(request):\n    return 'a function'\n")?;
+    let refused = platform.colibri(&["deploy", &dir.to_string_lossy()]).await?;
+    assert!(refused.code == 1 && refused.stderr.contains("does not belong to this function"), "{}", refused.text());
+    let invoked = platform.colibri(&["invoke", "hello", "-q"]).await?.ok()?;
+    assert!(invoked.starts_with("Hello World"), "{invoked}");
+    let described = platform.colibri(&["describe", "hello"]).await?;
+    assert!(described.stderr.contains("colibri describe function/hello tells why"), "{}", described.text());
+    let described = described.ok()?;
+    assert!(described.contains("hello-00001") && !described.contains("Not ready"), "{described}");
+    let described = platform.colibri(&["describe", "function/hello"]).await?.ok()?;
+    assert!(
+        described.contains("does not belong to this function") && !described.contains("hello-00001"),
+        "{described}"
+    );
+    let which = platform.colibri(&["delete", "hello"]).await?;
+    assert!(which.code == 1 && which.stderr.contains("function/hello or service/hello"), "{}", which.text());
+    let odd = platform.colibri(&["describe", "pod/hello"]).await?;
+    assert!(odd.code == 1 && odd.stderr.contains("function/hello or service/hello"), "{}", odd.text());
+    platform.colibri(&["delete", "function/hello"]).await?.ok()?;
+    platform.kubectl(&["get", "ksvc", "hello"]).await?.ok()?;
+    Ok(())
+}
+
+/// On a terminal each stage is a line, and below them one line says what is waited for, again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_terminal_deploy_has_a_live_line_and_colours() -> Result<()> {
+    if cannot_run(&["kubectl", "python3", "script"]).is_some() {
+        return Ok(());
+    }
+    let mut platform = Platform::start(Options::default()).await?;
+    let slow = |name: &str| {
+        let code = "import http.server as h, time; time.sleep(1.5); h.HTTPServer(('', 8080), h.SimpleHTTPRequestHandler).serve_forever()";
+        format!(
+            "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{ name: {name} }}\nspec:\n  template:\n    spec:\n      containers:\n      - {{ image: runtime.colibri.local/python, command: [python3, -c, \"{code}\"] }}\n"
+        )
+    };
+    let deploy = async |name: &str, no_color: &str| -> Result<String> {
+        let file = platform.scratch().join(format!("{name}.yml"));
+        std::fs::write(&file, slow(name))?;
+        let line = format!(
+            "{} deploy -f {} --data-dir {}",
+            binary("colibri").display(),
+            file.display(),
+            platform.data_dir().display()
+        );
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+        script.env("TERM", "xterm").env("NO_COLOR", no_color).env_remove("CLICOLOR_FORCE").env_remove("KUBECONFIG");
+        Ok(run(script, None).await?.ok()?.replace("\r\n", "\n"))
+    };
+    let raw = deploy("live", "").await?;
+    let (live, screen) = on_screen(&raw);
+    assert!(live.len() >= 3, "the line of what is waited for is written again and again: {raw:?}");
+    for line in &live {
+        assert!(line.starts_with("  \x1b[33m-\x1b[0m waiting "), "{line:?}");
+        assert!(has_time(line), "how long it is waited already: {line:?}");
+    }
+    assert!(live.iter().any(|line| line.contains("nothing listens on port 8080")), "{live:?}");
+    assert!(live.windows(2).any(|two| two[0] != two[1]), "the time goes on: {live:?}");
+    let stages: Vec<&str> =
+        screen.iter().filter(|line| line.contains("\x1b[32m+\x1b[0m")).map(String::as_str).collect();
+    let names: Vec<&str> = stages.iter().filter_map(|line| line.split_whitespace().nth(1)).collect();
+    assert_eq!(names, ["revision", "scheduled", "image", "started", "probe", "route"], "{screen:#?}");
+    assert!(stages.iter().all(|line| has_time(line)), "each stage has its time: {stages:#?}");
+    let last = screen.iter().find(|line| line.starts_with("\x1b[32mready\x1b[0m in ")).context("the end")?;
+    assert!(has_time(last), "{last}");
+    assert!(!screen.concat().contains("waiting"), "nothing of it stays on the screen: {screen:#?}");
+
+    let raw = deploy("plain", "1").await?;
+    let (live, screen) = on_screen(&raw);
+    assert!(!live.is_empty() && !raw.contains("\x1b[3") && !raw.contains("\x1b[0m"), "no colours: {raw:?}");
+    assert!(screen.iter().any(|line| line.starts_with("ready in ")), "{screen:#?}");
+    platform.stop().await
+}
+
+/// The lines that were written over by others, and what a terminal shows at the end.
+fn on_screen(raw: &str) -> (Vec<String>, Vec<String>) {
+    let (mut over, mut screen) = (Vec::new(), Vec::new());
+    for line in raw.lines() {
+        let mut written: Vec<&str> = line.split("\r\x1b[K").collect();
+        screen.extend(written.pop().map(str::to_owned));
+        over.extend(written.into_iter().filter(|text| !text.is_empty()).map(str::to_owned));
+    }
+    (over, screen)
+}
+
+/// Whether a line has a time such as `12 ms` or `1.5 s`.
+fn has_time(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    words.windows(2).any(|two| two[0].parse::<f64>().is_ok() && matches!(two[1], "ms" | "s"))
 }
 
 async fn the_doctor_looks_at_everything(platform: &Platform) -> Result<()> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use e2e::{Options, Platform, cannot_run};
 
-use crate::{NO_GRACE, SHORT_WINDOW, SOON, hello_service, host, service_selector};
+use crate::{NO_GRACE, SHORT_WINDOW, SOON, hello_service, host, service_selector, start_with_hello};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_answers_from_zero_goes_to_zero_and_wakes_again() -> Result<()> {
@@ -79,10 +79,7 @@ async fn logs_follow_until_the_pod_ends() -> Result<()> {
     if cannot_run(&["kubectl"]).is_some() {
         return Ok(());
     }
-    let mut platform = Platform::start(Options::default()).await?;
-    platform.load_hello().await?;
-    platform.apply(&hello_service("talker", &[], "")).await?;
-    platform.kubectl(&["wait", "--for=condition=Ready", "ksvc/talker", "--timeout=60s"]).await?.ok()?;
+    let mut platform = start_with_hello(Options::default(), "talker").await?;
     let pods = platform.pods(&service_selector("talker")).await?;
     let pod = pods.first().context("a pod")?.clone();
     let arguments = ["logs", "-f", pod.as_str()];
@@ -101,10 +98,7 @@ async fn with_the_defaults_the_last_pod_goes_after_90_seconds() -> Result<()> {
     if cannot_run(&["kubectl"]).is_some() {
         return Ok(());
     }
-    let mut platform = Platform::start(Options::default()).await?;
-    platform.load_hello().await?;
-    platform.apply(&hello_service("slow", &[], "")).await?;
-    platform.kubectl(&["wait", "--for=condition=Ready", "ksvc/slow", "--timeout=60s"]).await?.ok()?;
+    let mut platform = start_with_hello(Options::default(), "slow").await?;
     assert_eq!(platform.get(&host("slow"), "/").await?.status, 200);
     // Stable window (60 s) and scale-to-zero grace period (30 s), to within 3 s. This is the product's promise, not a
     // speed: it is what the two settings add up to.

@@ -8,6 +8,7 @@ mod chaos;
 mod claims;
 mod cli;
 mod containers;
+mod demo;
 mod docs;
 mod functions;
 mod isolation;
@@ -20,6 +21,9 @@ mod services;
 mod stop;
 
 use std::time::Duration;
+
+use anyhow::Result;
+use e2e::{Options, Platform};
 
 /// The gateway's host of a service in the namespace `default`.
 fn host(name: &str) -> String {
@@ -42,6 +46,16 @@ fn hello_service(name: &str, annotations: &[(&str, &str)], spec: &str) -> String
     format!(
         "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  template:\n{metadata}    spec:\n{spec}      containers:\n      - image: hello:latest\n"
     )
+}
+
+/// A platform with one service of the example server, which is ready.
+async fn start_with_hello(options: Options, name: &str) -> Result<Platform> {
+    let platform = Platform::start(options).await?;
+    platform.load_hello().await?;
+    platform.apply(&hello_service(name, &[], "")).await?;
+    let ready = ["wait", "--for=condition=Ready", &format!("ksvc/{name}"), "--timeout=60s"];
+    platform.kubectl(&ready).await?.ok()?;
+    Ok(platform)
 }
 
 /// Lets a service fall to zero after 6 seconds: the shortest window that Knative allows, and no grace.

@@ -175,7 +175,7 @@ fn commands() -> Vec<Row> {
         ),
         row(
             "second-platform",
-            run("up --api-port 0 --gateway-port 0 --gateway-tls-port 0 --metrics-port 0"),
+            run("up --data-dir {node} --api-port 0 --gateway-port 0 --gateway-tls-port 0 --metrics-port 0"),
             1,
             ["data directory", "another colibri", "--data-dir"],
         ),
@@ -389,7 +389,7 @@ fn services() -> Vec<Row> {
             service("s12", "", "", "image: 'hello:latest', resources: { limits: { memory: lots } }"),
             ["containers[0].resources.limits.memory", "\"lots\" is not a quantity", "write it like 64Mi"],
         ),
-        file("service-name", service("My-Web", "", "", hello), ["metadata.name", "DNS 1035", "cure: use lower-case"]),
+        file("service-name", service("My-Web", "", "", hello), ["metadata.name", "My-Web", "cure: use lower-case"]),
         file(
             "traffic-sum",
             format!("{}  traffic: [{{ latestRevision: true, percent: 90 }}]\n", service("s13", "", "", hello)),
@@ -400,6 +400,18 @@ fn services() -> Vec<Row> {
             Act::Kubectl("apiVersion: functions.colibri.dev/v1\nkind: Function\nmetadata: { name: f1 }\nspec: { runtime: python, scaling: { maximum: 3 }, source: { inline: { main.py: x } } }\n".into()),
             1,
             ["spec.scaling.maximum", "unknown field", "did you mean max?"],
+        ),
+        row(
+            "kubectl-container-field",
+            Act::Kubectl(service("s15", "", "", "image: 'hello:latest', prot: [{ containerPort: 80 }]")),
+            1,
+            ["strict decoding error", "unknown field", "\"spec.template.spec.containers[0].prot\""],
+        ),
+        row(
+            "kubectl-deep-field",
+            Act::Kubectl(service("s16", "", "", "image: 'hello:latest', readinessProbe: { httpGet: { paht: / } }")),
+            1,
+            ["strict decoding error", "unknown field", "\"spec.template.spec.containers[0].readinessProbe.httpGet.paht\""],
         ),
         row(
             "kubectl-says-it-too",
@@ -430,6 +442,20 @@ fn containers() -> Vec<Row> {
             "image-private",
             image("image-private", "{registry}/team/private:v1"),
             ["at image", "team/private:v1", "imagePullSecrets"],
+        ),
+        file(
+            "other-platform",
+            image("other-platform", "{registry}/team/foreign:v1"),
+            ["at image", "has nothing for linux/{processor}; it is made for linux/s390x", "docker build --platform"],
+        ),
+        row(
+            "no-interpreter",
+            Act::Deploy(vec![
+                ("function.yml", "spec: { runtime: nodejs }\n".into()),
+                ("main.js", "exports.handle = () => 'ok';\n".into()),
+            ]),
+            1,
+            ["at container", "the interpreter node is not installed on this machine", "apt-get install nodejs"],
         ),
         file("image-name", image("image-name", "Hello World"), ["image", "Hello World", "lower case"]),
         file(
@@ -600,7 +626,7 @@ fn foreign_program() -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_mistake_is_told_with_place_cause_and_cure() -> Result<()> {
-    if cannot_run(&["kubectl", "python3"]).is_some() {
+    if cannot_run(&["kubectl", "python3", "node", "unshare"]).is_some() {
         return Ok(());
     }
     let world = Arc::new(World::start().await?);
@@ -646,7 +672,9 @@ struct World {
 
 impl World {
     async fn start() -> Result<Self> {
-        let platform = Platform::start(Options::default()).await?;
+        // There is no Node.js on this machine, as far as the platform can see.
+        let options = Options { hidden: Some("node"), ..Options::default() };
+        let platform = Platform::start(options).await?;
         let dir = platform.scratch().join("rows");
         fs::create_dir_all(&dir)?;
         let world =
@@ -715,7 +743,12 @@ impl World {
         }
         fs::create_dir_all(&dir)?;
         let dir_text = dir.to_string_lossy().into_owned();
-        let says = row.says.map(|text| text.replace("{dir}", &dir_text));
+        let processor = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        let says = row.says.map(|text| text.replace("{dir}", &dir_text).replace("{processor}", processor));
         let file = dir.join("service.yml").to_string_lossy().into_owned();
         let output = match &row.act {
             Act::Run(words) => {
@@ -776,6 +809,7 @@ impl World {
         text.replace("{dir}", dir)
             .replace("{registry}", &self.registry)
             .replace("{taken}", &taken)
+            .replace("{node}", &e2e::role_dir(self.platform.data_dir(), "node").to_string_lossy())
             .replace("{admin}", &admin.to_string_lossy())
             .replace("{dead}", &own("dead"))
             .replace("{nobody}", &own("nobody"))
@@ -805,7 +839,11 @@ fn write_special(path: &Path, content: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// A registry that has nothing, and gives some of it to nobody.
+/// An image for a machine that nobody has here, and its digest, which the client computes again.
+const FOREIGN_INDEX: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:0000000000000000000000000000000000000000000000000000000000000000","size":2,"platform":{"architecture":"s390x","os":"linux"}}]}"#;
+const FOREIGN_DIGEST: &str = "sha256:c1219da43244ef4cd0c4174505400d30f66f5fe577c8e1b86d359b840bd143b4";
+
+/// A registry that has one image, and gives some of what it does not have to nobody.
 async fn registry() -> Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -819,14 +857,24 @@ async fn registry() -> Result<String> {
                 let (status, code) = match path {
                     "/v2/" => ("200 OK", ""),
                     path if path.contains("private") => ("401 Unauthorized", "UNAUTHORIZED"),
+                    path if path.contains("foreign/manifests") => ("200 OK", ""),
                     _ => ("404 Not Found", "MANIFEST_UNKNOWN"),
                 };
                 let text = code.to_lowercase().replace('_', " ");
-                let body = format!("{{\"errors\":[{{\"code\":\"{code}\",\"message\":\"{text}\"}}]}}");
-                let head = format!(
-                    "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-                    body.len()
-                );
+                let mut body = format!("{{\"errors\":[{{\"code\":\"{code}\",\"message\":\"{text}\"}}]}}");
+                let mut headers = "content-type: application/json".to_owned();
+                if path.contains("foreign/manifests") {
+                    FOREIGN_INDEX.clone_into(&mut body);
+                    headers = format!(
+                        "content-type: application/vnd.oci.image.index.v1+json\r\ndocker-content-digest: {FOREIGN_DIGEST}"
+                    );
+                }
+                let length = body.len();
+                let head =
+                    format!("HTTP/1.1 {status}\r\n{headers}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+                if request.starts_with("HEAD ") {
+                    body.clear();
+                }
                 // The client may be gone.
                 let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
             });

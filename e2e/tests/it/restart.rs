@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Leftovers, Options, Platform, cannot_run};
+use e2e::{Leftovers, Machine, Options, Platform, cannot_run, role_dir};
 use serde_json::Value;
 
-use crate::{SOON, hello_service, host, service_selector};
+use crate::{SOON, host, service_selector, start_with_hello};
 
 /// Counts on its output, and ends by itself where `end` says so.
 fn counter(name: &str, end: &str) -> String {
@@ -48,17 +48,11 @@ async fn a_killed_platform_takes_its_pods_over_again() -> Result<()> {
     if cannot_run(&["kubectl", "nft"]).is_some() {
         return Ok(());
     }
-    let dir = tempfile::tempdir()?;
-    let data_dir = dir.path().join("data");
-    let _alone = e2e::alone().await?;
-    let before = Leftovers::look(&data_dir);
-    let options = || Options { data_dir: Some(data_dir.clone()), alone: true, ..Options::default() };
-    let mut platform = Platform::start(options()).await?;
-    platform.load_hello().await?;
-    platform.apply(&hello_service("hello", &[], "")).await?;
+    let machine = Machine::alone().await?;
+    let data_dir = machine.data_dir();
+    let mut platform = start_with_hello(machine.options(), "hello").await?;
     platform.apply(&counter("steady", "")).await?;
     platform.apply(&counter("brief", "[ $n -lt 15 ] || exit 7;")).await?;
-    platform.kubectl(&["wait", "--for=condition=Ready", "ksvc/hello", "--timeout=60s"]).await?.ok()?;
     assert_eq!(platform.get(&host("hello"), "/").await?.status, 200);
     wait_until_running(&platform, "steady").await?;
     let hello = platform.pods(&service_selector("hello")).await?.pop().context("a pod of hello")?;
@@ -68,14 +62,14 @@ async fn a_killed_platform_takes_its_pods_over_again() -> Result<()> {
     platform.kill();
     made.ok()?;
 
-    let away = Leftovers::look(&data_dir).since(&before);
+    let away = machine.changes();
     ensure!(!away.links.is_empty() && !away.cgroups.is_empty(), "pods outlive the platform: {away:?}");
     let (_, ran) = e2e::pods(&data_dir);
-    let brief_log = data_dir.join("logs");
+    let brief_log = role_dir(&data_dir, "node").join("logs");
     wait_for_line(&brief_log, "brief", "line 14").await?;
 
     let start = Instant::now();
-    let mut platform = Platform::start(options()).await?;
+    let mut platform = Platform::start(machine.options()).await?;
     let ready = start.elapsed();
     let answer = platform.get(&host("hello"), "/").await?;
     println!("restart: ready after {ready:?}, first answer after {:?}", start.elapsed());
@@ -103,7 +97,7 @@ async fn a_killed_platform_takes_its_pods_over_again() -> Result<()> {
     platform.kubectl(&["delete", "ksvc", "hello", "--timeout=60s"]).await?.ok()?;
     platform.wait_for_pods(&service_selector("hello"), 0, SOON).await?;
     platform.stop().await?;
-    let after = Leftovers::look(&data_dir).since(&before);
+    let after = machine.changes();
     assert_eq!(after, Leftovers::default(), "nothing is left; the platform said:\n{}", platform.log());
     Ok(())
 }
@@ -141,7 +135,7 @@ async fn pods_that_are_kept_go_on_and_others_start_again() -> Result<()> {
     wait_until_running(&platform, "kept").await?;
     let was = identity(&platform, "kept").await?;
     platform.stop().await?;
-    assert!(platform.log().contains("takes them over"), "{}", platform.log());
+    assert!(platform.log().contains("pods go on"), "{}", platform.log());
 
     let mut platform = Platform::start(options(&[])).await?;
     wait_until_running(&platform, "kept").await?;
@@ -166,7 +160,7 @@ async fn a_damaged_store_is_named_at_the_start() -> Result<()> {
     let data_dir = dir.path().join("data");
     let options = || Options { data_dir: Some(data_dir.clone()), ..Options::default() };
     Platform::start(options()).await?.stop().await?;
-    let files = std::fs::read_dir(data_dir.join("store"))?.flatten().map(|entry| entry.path());
+    let files = std::fs::read_dir(role_dir(&data_dir, "apiserver").join("store"))?.flatten().map(|entry| entry.path());
     let log = files.into_iter().find(|path| path.extension().is_some_and(|kind| kind == "log")).context("a log")?;
     let mut bytes = std::fs::read(&log)?;
     let middle = bytes.len() / 2;

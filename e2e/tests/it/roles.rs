@@ -1,26 +1,75 @@
 //! The roles as processes of their own: what holds when one of them goes, and what each says when it cannot start.
 
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Layout, Options, Platform, binary, cannot_run, run};
+use e2e::{Layout, Leftovers, Machine, Options, Platform, binary, cannot_run, is_of_one_process, run};
 
-use crate::{NO_GRACE, SHORT_WINDOW, SOON, hello_service, host, service_selector};
+use crate::{NO_GRACE, SHORT_WINDOW, SOON, hello_service, host, service_selector, start_with_hello};
+
+/// Why these tests run once only.
+const OWN_LAYOUT: &str = "it chooses that layout by itself, and has run with the others";
+
+fn processes() -> Options {
+    Options { layout: Some(Layout::Processes), ..Options::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_is_killed_and_comes_back_while_the_others_go_on() -> Result<()> {
+    if cannot_run(&["kubectl"]).is_some() || is_of_one_process(OWN_LAYOUT) {
+        return Ok(());
+    }
+    let mut platform = start_with_hello(processes(), "steady").await?;
+    let pods = platform.pods(&service_selector("steady")).await?;
+    let pod = pods.first().context("a pod")?.trim_start_matches("pod/").to_owned();
+    for role in ["apiserver", "controller", "node", "gateway"] {
+        platform.process(role)?.kill()?;
+        if role != "gateway" {
+            let answer = platform.get(&host("steady"), "/").await?;
+            assert_eq!(answer.status, 200, "without the {role}: {answer:?}");
+            assert!(answer.body.contains(&pod), "without the {role} the same pod answers: {answer:?}");
+        }
+        let process = platform.process(role)?;
+        process.start_again()?;
+        process.ready(SOON).await?;
+        let answer = platform.get(&host("steady"), "/").await?;
+        assert_eq!(answer.status, 200, "after the {role} came back: {answer:?}");
+        assert!(answer.body.contains(&pod), "after the {role} came back the same pod answers: {answer:?}");
+        // All four still work together: the webhook, the controller, the node, the gateway. A webhook that came back
+        // is asked again at once, one that is held for dead is not.
+        let name = format!("after-{role}");
+        let start = Instant::now();
+        loop {
+            let applied = platform.kubectl_with(&["apply", "-f", "-"], Some(&hello_service(&name, &[], ""))).await?;
+            if applied.code == 0 {
+                break;
+            }
+            ensure!(start.elapsed() < SOON, "{}", applied.text());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let ready = ["wait", "--for=condition=Ready", &format!("ksvc/{name}"), "--timeout=60s"];
+        platform.kubectl(&ready).await?.ok().with_context(|| platform.log())?;
+        assert_eq!(platform.get(&host(&name), "/").await?.status, 200, "a new service after the {role} came back");
+    }
+    let now = platform.object("pod", &pod).await?;
+    assert_eq!(now["status"]["containerStatuses"][0]["restartCount"], 0, "{now}");
+    platform.stop().await
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_of_two_controllers_acts_and_requests_wait_while_none_does() -> Result<()> {
-    if cannot_run(&["kubectl"]).is_some() {
+    if cannot_run(&["kubectl"]).is_some() || is_of_one_process(OWN_LAYOUT) {
         return Ok(());
     }
-    let options = Options { layout: Some(Layout::Processes), ..Options::default() };
-    let mut platform = Platform::start(options).await?;
+    let mut platform = Platform::start(processes()).await?;
     let first = metrics_url(&platform, "controller")?;
     wait_until_leads(&platform, &first).await?;
     let ports = ["--link-port=0", "--metrics-port=0", "--webhook-port=0", "--lease-seconds=3"];
     let mut second = platform.roles().start("controller-2", &ports)?;
-    second.wait_for(&platform.roles().file("controller-2", "endpoints.json"), SOON).await?;
+    second.ready(SOON).await?;
     let standing_by = metrics_url(&platform, "controller-2")?;
 
     platform.load_hello().await?;
@@ -45,7 +94,7 @@ async fn one_of_two_controllers_acts_and_requests_wait_while_none_does() -> Resu
         let platform = platform.clone();
         tokio::spawn(async move { platform.get(&host("held"), "/").await })
     };
-    wait_until_queued(&platform).await?;
+    platform.wait_for_metric("kn_revision_request_queued").await?;
     assert!(!waiting.is_finished());
     second.start_again()?;
     let answer = waiting.await??;
@@ -53,11 +102,9 @@ async fn one_of_two_controllers_acts_and_requests_wait_while_none_does() -> Resu
 
     // The first comes back and stands by; what it says about writes counts again.
     let mut platform = Arc::into_inner(platform).context("the request has ended")?;
-    std::fs::remove_file(platform.roles().file("controller", "endpoints.json"))?;
-    let file = platform.roles().file("controller", "endpoints.json");
     let controller = platform.process("controller")?;
     controller.start_again()?;
-    controller.wait_for(&file, SOON).await?;
+    controller.ready(SOON).await?;
     let refused = platform.kubectl_with(&["apply", "-f", "-"], Some(&hello_service("UPPER", &[], ""))).await?;
     assert_ne!(refused.code, 0);
     let wrong = hello_service("wrong", &[], "      containerConcurrency: -1\n");
@@ -89,24 +136,38 @@ async fn wait_until_leads(platform: &Platform, url: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the gateway counts a request that waits.
-async fn wait_until_queued(platform: &Platform) -> Result<()> {
-    let url = format!("{}/metrics", platform.endpoint("metrics"));
-    let start = Instant::now();
-    loop {
-        let metrics = platform.get_url(&url).await?.body;
-        let mut queued = metrics.lines().filter(|line| line.starts_with("kn_revision_request_queued"));
-        if queued.any(|line| line.split_whitespace().last().is_some_and(|value| value != "0")) {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < SOON, "no request waits:\n{metrics}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+/// Another program has the pod network's port: the start fails after the network was made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_late_names_the_cause_and_leaves_nothing() -> Result<()> {
+    if cannot_run(&["kubectl", "nft"]).is_some() || is_of_one_process(OWN_LAYOUT) {
+        return Ok(());
     }
+    for layout in [Layout::One, Layout::Processes] {
+        let machine = Machine::alone().await?;
+        let options = || Options { layout: Some(layout), ..machine.options() };
+        let mut platform = Platform::start(options()).await?;
+        let nodes = platform.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].spec.podCIDR}"]).await?.ok()?;
+        platform.stop().await?;
+        // The next start on the directory takes the same range; its first address is the bridge's.
+        let range: Ipv4Addr = nodes.split('/').next().unwrap_or_default().parse()?;
+        let bridge = Ipv4Addr::from(u32::from(range) + 1);
+        let taken = e2e::listen_early(bridge, 443)?;
+        let Err(error) = Platform::start(options()).await else { anyhow::bail!("the port is not missed") };
+        let text = format!("{error:#}");
+        for word in ["port 443 of the pod network", &bridge.to_string(), "is taken", "addresses of its own"] {
+            assert!(text.contains(word), "{word:?} is missing in:\n{text}");
+        }
+        assert_eq!(text.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{text}");
+        assert_eq!(machine.changes(), Leftovers::default(), "{layout:?}: nothing is left; it said:\n{text}");
+        drop(taken);
+        Platform::start(options()).await?.stop().await?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_role_says_what_keeps_it_from_starting() -> Result<()> {
-    if cannot_run(&[]).is_some() {
+    if cannot_run(&[]).is_some() || is_of_one_process(OWN_LAYOUT) {
         return Ok(());
     }
     let dir = tempfile::tempdir()?;
@@ -144,8 +205,8 @@ async fn each_role_says_what_keeps_it_from_starting() -> Result<()> {
     // With certificates: what is wrong with the way to the API server. Its keys are made by starting one.
     let server = path("server");
     let mut apiserver =
-        e2e::Process::start(dir.path(), "apiserver", &["--api-port=0".into(), format!("--data-dir={server}")])?;
-    apiserver.wait_for(&dir.path().join("server/endpoints.json"), SOON).await?;
+        e2e::Process::start(dir.path(), "apiserver", &dir.path().join("server"), &["--api-port=0".into()])?;
+    apiserver.ready(SOON).await?;
     let pki = format!("{server}/pki");
     let ours = std::fs::read_to_string(format!("{server}/kubeconfig"))?;
     // A token that nobody has.

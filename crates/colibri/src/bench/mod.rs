@@ -164,7 +164,13 @@ async fn measure(target: &target::Target, data_dir: &Path, what: What, talk: boo
     };
     match what {
         What::Coldstart { workload, count } => {
-            let runtimes = functions::runtimes::folder(&data_dir.join("runtimes"));
+            let mut runtimes = functions::runtimes::folder(&data_dir.join("runtimes"));
+            let own = tempfile::tempdir()?;
+            if !runtimes.is_dir() {
+                // The node keeps them elsewhere; its files are the same.
+                runtimes = functions::runtimes::install(own.path())?;
+                functions::runtimes::compile(runtimes.clone()).await;
+            }
             for workload in workload.map_or_else(target::usable, |one| vec![one]) {
                 let hello = hello_program()?;
                 let prepared = coldstart::prepare(target, workload, count).await?;
