@@ -5,6 +5,7 @@
 
 pub mod autoscaling;
 pub mod conditions;
+pub mod config;
 pub mod crds;
 pub mod fields;
 pub mod functions;

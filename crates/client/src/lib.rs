@@ -9,6 +9,7 @@
 //! - [`images`]: what controllers ask of the image store.
 //! - [`https`]: TLS with certificates on both sides, between processes.
 //! - [`lease`]: which of several processes acts.
+//! - [`settings`]: the platform's ConfigMaps.
 //!
 //! Invariants: a cache never writes; a queue never holds a key twice; nothing here decides.
 
@@ -21,7 +22,9 @@ pub mod lease;
 pub mod link;
 pub mod live;
 pub mod queue;
+pub mod settings;
 
 pub use cache::{Cache, Caches, Change, ObjectKey};
 pub use live::is_there;
 pub use queue::{Queue, run_workers};
+pub use settings::Live;

@@ -1,39 +1,50 @@
-//! Knative's and Function's defaulting and validation: built into the embedded API server, and for every other one
-//! served by the controller as admission webhooks ([`answer`]).
+//! Knative's and Function's defaulting and validation, and that of the platform's ConfigMaps: built into the embedded API
+//! server, and for every other one served by the controller as admission webhooks ([`answer`]).
 
+use std::sync::Arc;
+
+use api::config::{Map, Settings};
 use api::functions::Function;
-use api::serving::admission::{self as serving, Kind, Settings};
+use api::serving::admission::{self as serving, Kind};
 use apiserver::{Admission, AdmissionError, AdmissionRequest, Operation, User};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use client::Live;
 use serde_json::{Value, json};
 
 /// Status of a request that Knative's webhook refuses.
 const REFUSED: u16 = 400;
-/// Names of the two webhooks, as Knative names its own.
+/// Names of the webhooks, as Knative names its own.
 pub const DEFAULTING: &str = "webhook.serving.knative.dev";
 /// See [`DEFAULTING`].
 pub const VALIDATION: &str = "validation.webhook.serving.knative.dev";
+/// See [`DEFAULTING`]; of ConfigMaps.
+pub const CONFIGURATION: &str = "config.webhook.serving.knative.dev";
 /// Path of the webhook that fills in defaults.
 pub const DEFAULTING_PATH: &str = "/admission/defaulting";
-/// Path of the webhook that checks.
+/// Path of the webhooks that check.
 pub const VALIDATION_PATH: &str = "/admission/validation";
 
 /// Runs the pure functions of crate `api` on each write.
-pub struct BuiltIn;
+#[derive(Default)]
+pub struct BuiltIn(pub Arc<Live>);
+
+/// A refusal: the webhook that speaks, if it is one of Knative's, and why.
+type Refusal = (Option<&'static str>, String);
 
 impl Admission for BuiltIn {
     fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> Result<Vec<String>, AdmissionError> {
-        default(request, object);
-        match validate(request, object) {
-            Ok(()) => Ok(Vec::new()),
-            // The text of a server that has asked the webhook.
-            Err(text) if request.group == "serving.knative.dev" => Err(AdmissionError {
+        let settings = self.0.get();
+        default(request, object, &settings).and_then(|()| validate(request, object, &settings)).map_err(
+            |(webhook, text)| AdmissionError {
                 code: REFUSED,
-                message: format!("admission webhook \"{VALIDATION}\" denied the request: {text}"),
-            }),
-            Err(message) => Err(AdmissionError { code: REFUSED, message }),
-        }
+                // The text of a server that has asked the webhook.
+                message: match webhook {
+                    Some(webhook) => format!("admission webhook \"{webhook}\" denied the request: {text}"),
+                    None => text,
+                },
+            },
+        )
     }
 }
 
@@ -42,27 +53,39 @@ fn concerns(request: &AdmissionRequest<'_>) -> bool {
     request.operation != Operation::Delete && request.subresource.is_empty()
 }
 
-fn default(request: &AdmissionRequest<'_>, object: &mut Value) {
-    if concerns(request)
-        && request.group == "serving.knative.dev"
-        && let Some(kind) = Kind::parse(request.kind)
-    {
-        serving::default(kind, object, request.old, &request.user.name, &Settings::default());
+fn default(request: &AdmissionRequest<'_>, object: &mut Value, settings: &Settings) -> Result<(), Refusal> {
+    match Kind::parse(request.kind) {
+        Some(kind) if concerns(request) && request.group == "serving.knative.dev" => {
+            serving::default(kind, object, request.old, &request.user.name, settings)
+                .map_err(|why| (Some(DEFAULTING), format!("mutation failed: cannot decode incoming new object: {why}")))
+        }
+        _ => Ok(()),
     }
 }
 
-fn validate(request: &AdmissionRequest<'_>, object: &Value) -> Result<(), String> {
+/// What the user should know, or why the object is refused.
+fn validate(request: &AdmissionRequest<'_>, object: &Value, settings: &Settings) -> Result<Vec<String>, Refusal> {
     if !concerns(request) {
-        return Ok(());
+        return Ok(Vec::new());
     }
     match request.group {
         "serving.knative.dev" => {
-            let Some(kind) = Kind::parse(request.kind) else { return Ok(()) };
-            serving::validate(kind, object, request.old, &Settings::default())
-                .map_err(|text| format!("validation failed: {text}"))
+            let Some(kind) = Kind::parse(request.kind) else { return Ok(Vec::new()) };
+            let verdict = serving::validate(kind, object, request.old, settings);
+            match verdict.error {
+                Some(text) => Err((Some(VALIDATION), format!("validation failed: {text}"))),
+                None => Ok(verdict.warnings),
+            }
         }
-        "functions.colibri.dev" => validate_function(object),
-        _ => Ok(()),
+        "functions.colibri.dev" => validate_function(object).map(|()| Vec::new()).map_err(|text| (None, text)),
+        "" if request.kind == "ConfigMap" && request.namespace == api::SYSTEM_NAMESPACE => {
+            let name = object["metadata"]["name"].as_str().unwrap_or(request.name);
+            let Some(map) = Map::of(name) else { return Ok(Vec::new()) };
+            // What is not a text the API server refuses itself.
+            let data = serde_json::from_value(object["data"].clone()).unwrap_or_default();
+            map.check(&data).map_err(|error| (Some(CONFIGURATION), format!("validation failed: {error}")))
+        }
+        _ => Ok(Vec::new()),
     }
 }
 
@@ -89,7 +112,7 @@ fn validate_function(object: &Value) -> Result<(), String> {
 /// # Errors
 ///
 /// When it is no AdmissionReview.
-pub fn answer(path: &str, review: &Value) -> Result<Value, String> {
+pub fn answer(path: &str, review: &Value, settings: &Settings) -> Result<Value, String> {
     let request = &review["request"];
     let uid = request["uid"].as_str().ok_or("the body is no AdmissionReview: request.uid is missing")?;
     let text = |pointer: &str| request.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
@@ -114,17 +137,28 @@ pub fn answer(path: &str, review: &Value) -> Result<Value, String> {
     };
     let object = &request["object"];
     let mut response = json!({"uid": uid, "allowed": true});
-    if path == DEFAULTING_PATH {
-        let mut defaulted = object.clone();
-        default(&seen, &mut defaulted);
-        let patch = json_patch::diff(object, &defaulted);
-        if !patch.is_empty() {
-            response["patchType"] = "JSONPatch".into();
-            response["patch"] = STANDARD.encode(json!(patch).to_string()).into();
-        }
-    } else if let Err(message) = validate(&seen, object) {
+    let mut refuse = |(_, message): Refusal| {
         response["allowed"] = false.into();
         response["status"] = json!({"code": REFUSED, "reason": "BadRequest", "message": message});
+    };
+    if path == DEFAULTING_PATH {
+        let mut defaulted = object.clone();
+        match default(&seen, &mut defaulted, settings) {
+            Err(refusal) => refuse(refusal),
+            Ok(()) => {
+                let patch = json_patch::diff(object, &defaulted);
+                if !patch.is_empty() {
+                    response["patchType"] = "JSONPatch".into();
+                    response["patch"] = STANDARD.encode(json!(patch).to_string()).into();
+                }
+            }
+        }
+    } else {
+        match validate(&seen, object, settings) {
+            Err(refusal) => refuse(refusal),
+            Ok(warnings) if !warnings.is_empty() => response["warnings"] = warnings.into(),
+            Ok(_) => {}
+        }
     }
     Ok(json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}))
 }
@@ -132,6 +166,10 @@ pub fn answer(path: &str, review: &Value) -> Result<Value, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ask(path: &str, review: &Value) -> Result<Value, String> {
+        answer(path, review, &Settings::default())
+    }
 
     fn review(object: Value) -> Value {
         json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
@@ -149,7 +187,7 @@ mod tests {
     #[test]
     fn the_webhook_does_what_the_built_in_admission_does() {
         let object = service(json!({"template": {"spec": {"containers": [{"image": "x"}]}}}));
-        let answered = answer(DEFAULTING_PATH, &review(object.clone())).unwrap();
+        let answered = ask(DEFAULTING_PATH, &review(object.clone())).unwrap();
         let patch = STANDARD.decode(answered["response"]["patch"].as_str().unwrap()).unwrap();
         let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
         let mut by_webhook = object.clone();
@@ -170,20 +208,20 @@ mod tests {
             old: None,
         };
         let mut built_in = object;
-        BuiltIn.admit(&request, &mut built_in).unwrap();
+        BuiltIn::default().admit(&request, &mut built_in).unwrap();
         assert_eq!(by_webhook, built_in);
         assert_eq!(by_webhook["spec"]["template"]["spec"]["timeoutSeconds"], 300);
         assert_eq!(by_webhook["metadata"]["annotations"]["serving.knative.dev/creator"], "jane");
 
         // What is defaulted already needs no patch, and passes.
-        let answered = answer(DEFAULTING_PATH, &review(built_in.clone())).unwrap();
+        let answered = ask(DEFAULTING_PATH, &review(built_in.clone())).unwrap();
         assert!(answered["response"].get("patch").is_none(), "{answered}");
-        assert_eq!(answer(VALIDATION_PATH, &review(built_in)).unwrap()["response"]["allowed"], true);
+        assert_eq!(ask(VALIDATION_PATH, &review(built_in)).unwrap()["response"]["allowed"], true);
 
         let mut wrong = service(json!({"template": {"spec": {"containers": []}}}));
-        let built_in = BuiltIn.admit(&request, &mut wrong.clone()).unwrap_err();
-        default(&request, &mut wrong);
-        let status = &answer(VALIDATION_PATH, &review(wrong)).unwrap()["response"]["status"];
+        let built_in = BuiltIn::default().admit(&request, &mut wrong.clone()).unwrap_err();
+        default(&request, &mut wrong, &Settings::default()).unwrap();
+        let status = &ask(VALIDATION_PATH, &review(wrong)).unwrap()["response"]["status"];
         // The API server puts the webhook's name before it.
         let text = status["message"].as_str().unwrap();
         assert_eq!(built_in.message, format!("admission webhook \"{VALIDATION}\" denied the request: {text}"));
@@ -192,6 +230,47 @@ mod tests {
 
     #[test]
     fn what_is_no_review_is_refused() {
-        assert!(answer(VALIDATION_PATH, &json!({"kind": "Pod"})).is_err());
+        assert!(ask(VALIDATION_PATH, &json!({"kind": "Pod"})).is_err());
+    }
+
+    #[test]
+    fn a_bad_value_of_a_config_map_is_refused_by_both() {
+        let user = User { name: "jane".into(), ..User::default() };
+        let rows = [
+            ("colibri-system", "revision-timeout-seconds", "abc", false, 0),
+            ("colibri-system", "revision-timeout-secnds", "20", true, 1),
+            ("default", "revision-timeout-seconds", "abc", true, 0),
+        ];
+        for (namespace, key, value, allowed, warnings) in rows {
+            let mut object =
+                json!({"metadata": {"name": "config-defaults", "namespace": namespace}, "data": {key: value}});
+            let mut review = review(object.clone());
+            review["request"]["namespace"] = namespace.into();
+            review["request"]["kind"] = json!({"group": "", "version": "v1", "kind": "ConfigMap"});
+            let response = ask(VALIDATION_PATH, &review).unwrap()["response"].clone();
+            assert_eq!(response["allowed"], allowed, "{response}");
+            assert_eq!(response["warnings"].as_array().map_or(0, Vec::len), warnings, "{response}");
+            let request = AdmissionRequest {
+                operation: Operation::Update,
+                group: "",
+                version: "v1",
+                resource: "configmaps",
+                kind: "ConfigMap",
+                subresource: "",
+                namespace,
+                name: "config-defaults",
+                user: &user,
+                dry_run: false,
+                old: None,
+            };
+            match BuiltIn::default().admit(&request, &mut object) {
+                Ok(told) => assert!(allowed && told.len() == warnings, "{told:?}"),
+                Err(error) => {
+                    let text = response["status"]["message"].as_str().unwrap();
+                    assert!(!allowed && error.message.ends_with(text), "{error:?}");
+                    assert!(text.contains("revision-timeout-seconds = \"abc\" is not a whole number"), "{text}");
+                }
+            }
+        }
     }
 }

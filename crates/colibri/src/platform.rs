@@ -10,6 +10,7 @@ use apiserver::{Access, ApiServer, User};
 use client::Caches;
 use client::link::{AutoscalerLink, Late};
 use gateway::{Gateway, ListenerKind};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use node::Node;
 use serving::Serving;
@@ -96,14 +97,17 @@ impl Platform {
         .await
         .context("starting the API server")?;
         stages.done("API server");
-        server.add_admission(Arc::new(admission::BuiltIn));
+        let live = Arc::new(client::Live::default());
+        server.add_admission(Arc::new(admission::BuiltIn(live.clone())));
         let client = server.client(User::master("system:colibri"));
         seed::install(&client).await.context("installing the platform's own objects")?;
         stages.done("the platform's own objects");
-        serve_api(&server, listeners.api, Access::Full, &server_tasks, &server_stop);
-
-        let tls = tls::gateway(server.pki().authority(), &args.domain)?;
         let caches = Caches::new(client.clone(), controller_tasks.clone(), controller_stop.clone());
+        // Nothing is admitted by other settings than the administrator's.
+        live.follow(&caches);
+        caches.of::<ConfigMap>().synced().await;
+        serve_api(&server, listeners.api, Access::Full, &server_tasks, &server_stop);
+        let tls = tls::gateway(server.pki().authority(), &args.domain)?;
         let runtimes_dir = functions::runtimes::install(&data_dir.join("runtimes"))?;
         stages.done("runtimes");
         let names = Arc::new(cluster_names::ClusterNames::new(&caches));

@@ -1,4 +1,4 @@
-//! What the binary decides for the serving controllers.
+//! What the binary decides for the serving controllers; the ConfigMaps decide the rest while it runs.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 /// Under which names Routes are reachable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addresses {
-    /// Domain of public URLs. Default `localhost`.
+    /// Domain of public URLs where `config-domain` names none. Default `localhost`.
     pub domain: String,
     /// Port of public URLs; `None` and 80 are not written. Default `None`.
     pub public_port: Option<u16>,
@@ -33,18 +33,10 @@ impl Default for Addresses {
 pub struct Config {
     /// Names of Routes.
     pub addresses: Addresses,
-    /// Namespace of the ConfigMaps. Default `colibri-system`.
-    pub system_namespace: String,
     /// Node that every pod is bound to at its creation; `None` leaves that to a scheduler. Default `None`.
     pub node_name: Option<String>,
     /// Workers of each controller. Default 4.
     pub workers: usize,
-    /// Time until a Revision that was never ready has failed, unless its annotation says otherwise. Default 600 s.
-    pub progress_deadline: Duration,
-    /// Longest time of one attempt to resolve an image. Default 10 s.
-    pub digest_timeout: Duration,
-    /// Registries whose images are taken as they are named, without a digest.
-    pub unresolved_registries: Vec<String>,
     /// How long a change of scale waits for further changes before the status shows it. Default 250 ms.
     pub status_delay: Duration,
     /// The wall clock, for conditions and annotations.
@@ -53,15 +45,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let registries = ["kind.local", "ko.local", "dev.local", "runtime.colibri.local"];
         Self {
             addresses: Addresses::default(),
-            system_namespace: api::SYSTEM_NAMESPACE.to_owned(),
             node_name: None,
             workers: 4,
-            progress_deadline: Duration::from_secs(600),
-            digest_timeout: Duration::from_secs(10),
-            unresolved_registries: registries.map(str::to_owned).to_vec(),
             status_delay: Duration::from_millis(250),
             clock: Timestamp::now,
         }

@@ -8,7 +8,7 @@ use api::serving::{Configuration, Revision, Route, Service};
 use base::RevisionId;
 use client::images::ImageResolver;
 use client::link::GatewayLink;
-use client::{Cache, Caches, ObjectKey, Queue};
+use client::{Cache, Caches, Live, ObjectKey, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service as CoreService};
 use kube::Client;
@@ -74,6 +74,8 @@ pub(crate) struct Queues {
 /// Everything that a controller needs.
 pub(crate) struct Context {
     pub(crate) config: Config,
+    /// The ConfigMaps.
+    pub(crate) live: Live,
     pub(crate) client: Client,
     pub(crate) caches: Kinds,
     pub(crate) queues: Queues,

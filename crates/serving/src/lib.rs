@@ -29,6 +29,7 @@ mod write;
 use std::sync::Arc;
 
 use api::autoscaling::PodAutoscaler;
+use api::config as settings;
 use api::serving::annotations::{CONFIGURATION_LABEL, ROUTES_ANNOTATION, SERVICE_LABEL};
 use api::serving::{Configuration, Revision, Route};
 use base::{PodId, RevisionId};
@@ -67,6 +68,7 @@ impl Serving {
         }
         let context = Arc::new(Context {
             config,
+            live: client::Live::default(),
             client: caches.client().clone(),
             caches: kinds,
             queues: Queues::default(),
@@ -221,14 +223,22 @@ fn core_service_changed(context: &Context, change: &Change<CoreService>) {
 }
 
 fn config_map_changed(context: &Context, change: &Change<ConfigMap>) {
-    let key = change.key();
-    if key.namespace != context.config.system_namespace || key.name != "config-autoscaler" {
-        return;
+    match context.live.observe(change) {
+        Some(settings::autoscaler::NAME) => {
+            context.autoscaler.configure(&context.live.get().autoscaler);
+            add_all(&context.caches.autoscalers, &context.queues.autoscalers);
+        }
+        Some(settings::network::NAME | settings::domain::NAME) => {
+            add_all(&context.caches.routes, &context.queues.routes)
+        }
+        Some(settings::deployment::NAME | settings::observability::NAME) => {
+            add_all(&context.caches.revisions, &context.queues.revisions);
+        }
+        _ => {}
     }
-    let data = change.new.as_ref().map(|map| map.data.clone().unwrap_or_default());
-    if context.autoscaler.configure(data.as_ref()) {
-        context.caches.autoscalers.list().iter().for_each(|present| {
-            context.queues.autoscalers.add(ObjectKey::of(present.as_ref()));
-        });
-    }
+}
+
+/// Looks at every object of a kind again.
+fn add_all<K: client::cache::Cacheable>(cache: &client::Cache<K>, queue: &Queue<ObjectKey>) {
+    cache.list().iter().for_each(|object| queue.add(ObjectKey::of(object.as_ref())));
 }

@@ -496,8 +496,9 @@ impl Admission for BuiltIn {
         let refuse = |message: String| AdmissionError { code: 400, message };
         if let Some(kind) = Kind::parse(request.kind).filter(|_| request.group == "serving.knative.dev") {
             let settings = Settings::default();
-            admission::default(kind, object, request.old, &request.user.name, &settings);
-            admission::validate(kind, object, request.old, &settings).map_err(|error| refuse(error.to_string()))?;
+            admission::default(kind, object, request.old, &request.user.name, &settings).map_err(refuse)?;
+            let verdict = admission::validate(kind, object, request.old, &settings);
+            verdict.error.map_or(Ok(()), |error| Err(refuse(error)))?;
         }
         Ok(Vec::new())
     }

@@ -58,7 +58,7 @@ async fn start_with_hello(options: Options, name: &str) -> Result<Platform> {
     Ok(platform)
 }
 
-/// Lets a service fall to zero after 6 seconds: the shortest window that Knative allows, and no grace.
+/// Lets a service fall to zero after 6 seconds: the shortest window that Knative allows, and hardly any grace.
 const SHORT_WINDOW: (&str, &str) = ("autoscaling.knative.dev/window", "6s");
 
 /// Takes the grace time away for the whole platform.
@@ -68,7 +68,7 @@ metadata:
   name: config-autoscaler
   namespace: colibri-system
 data:
-  scale-to-zero-grace-period: 0s
+  scale-to-zero-grace-period: 1ms
 ";
 
 /// How long a pod may take to appear or go on a busy machine.

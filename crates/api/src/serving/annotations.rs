@@ -88,6 +88,36 @@ pub const SCALE_TO_ZERO_POD_RETENTION_PERIOD: Spellings = &[
     "autoscaling.knative.dev/scaleToZeroPodRetentionPeriod",
 ];
 
+/// Time over which traffic moves to a new Revision.
+pub const ROLLOUT_DURATION: Spellings =
+    &["serving.knative.dev/rollout-duration", "serving.knative.dev/rolloutDuration"];
+/// Time until a Revision that never became ready has failed.
+pub const PROGRESS_DEADLINE: Spellings = &[PROGRESS_DEADLINE_ANNOTATION];
+/// Share of the container's resources that the reference's sidecar gets.
+pub const SIDECAR_PERCENTAGE: Spellings =
+    &["queue.sidecar.serving.knative.dev/resource-percentage", "queue.sidecar.serving.knative.dev/resourcePercentage"];
+/// Resources of the reference's sidecar.
+pub const SIDECAR_RESOURCES: &[&str] = &[
+    "queue.sidecar.serving.knative.dev/cpu-resource-request",
+    "queue.sidecar.serving.knative.dev/cpu-resource-limit",
+    "queue.sidecar.serving.knative.dev/memory-resource-request",
+    "queue.sidecar.serving.knative.dev/memory-resource-limit",
+    "queue.sidecar.serving.knative.dev/ephemeral-storage-resource-request",
+    "queue.sidecar.serving.knative.dev/ephemeral-storage-resource-limit",
+];
+/// Annotations of `networking.knative.dev` that a Revision's template may have.
+pub const NETWORKING: &[&str] = &[
+    "networking.knative.dev/ingress.class",
+    "networking.knative.dev/ingress-class",
+    "networking.knative.dev/certificate.class",
+    "networking.knative.dev/certificate-class",
+    "networking.knative.dev/disableAutoTLS",
+    "networking.knative.dev/disable-auto-tls",
+    "networking.knative.dev/disable-external-domain-tls",
+    "networking.knative.dev/httpOption",
+    "networking.knative.dev/http-protocol",
+];
+
 /// The value of an annotation in whichever spelling it is there.
 pub fn value(annotations: &BTreeMap<String, String>, spellings: Spellings) -> Option<&str> {
     spellings.iter().find_map(|key| annotations.get(*key)).map(String::as_str)

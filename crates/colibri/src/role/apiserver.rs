@@ -8,8 +8,10 @@ use ::apiserver::body::{Request, Response};
 use ::apiserver::{Access, ApiServer, Config, Extension, User};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use client::{Caches, Live};
 use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::data_dir::{DataDir, KUBECONFIG};
 use crate::signals::StopSignals;
@@ -76,8 +78,11 @@ pub async fn apiserver(args: ApiserverArgs) -> Result<()> {
         ..Config::default()
     };
     let server = ApiServer::open(config).await?;
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     if args.admission == Admission::BuiltIn {
-        server.add_admission(Arc::new(crate::admission::BuiltIn));
+        let live = Arc::new(Live::default());
+        live.follow(&Caches::new(server.client(User::master("system:colibri")), tasks.clone(), stop.clone()));
+        server.add_admission(Arc::new(crate::admission::BuiltIn(live)));
     }
     server.add_extension("/colibri/v1/", Arc::new(ToNode(server.clone())));
     let kubeconfig = server.pki().kubeconfig(&format!("https://{address}"));
@@ -89,7 +94,6 @@ pub async fn apiserver(args: ApiserverArgs) -> Result<()> {
         }
         None => println!("{kubeconfig}"),
     }
-    let stop = CancellationToken::new();
     let serving = server.serve(listener, Access::Full, stop.clone());
     tokio::pin!(serving);
     tokio::select! {
@@ -99,6 +103,9 @@ pub async fn apiserver(args: ApiserverArgs) -> Result<()> {
             serving.await?;
         }
     }
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
     server.close();
     Ok(())
 }

@@ -11,10 +11,10 @@ use ::apiserver::body;
 use ::node::images::Images;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use client::Caches;
 use client::https::{self, Body, Peer, full, names, server_tls};
 use client::lease::{self, LeaseConfig};
 use client::link::{AutoscalerLink, Late};
+use client::{Caches, Live};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use parking_lot::RwLock;
 use serving::Serving;
@@ -143,11 +143,16 @@ pub async fn controller(args: ControllerArgs) -> Result<()> {
 
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     // Before anything else: every write of our kinds waits for them.
-    tasks.spawn(https::serve(webhooks, webhook_tls, tasks.clone(), stop.clone(), |_, request| admit(request)));
+    let live = Arc::new(Live::default());
+    let settings = live.clone();
+    tasks.spawn(https::serve(webhooks, webhook_tls, tasks.clone(), stop.clone(), move |_, request| {
+        admit(request, settings.clone())
+    }));
     let api = tokio::select! {
         api = args.api.open() => api?,
         () = signals.next() => anyhow::bail!("stopped before the controller was ready"),
     };
+    live.follow(&Caches::new(api.client.clone(), tasks.clone(), stop.clone()));
     let cluster = match args.cluster_controllers {
         Cluster::On => true,
         Cluster::Off => false,
@@ -211,7 +216,7 @@ fn answer(hub: &RwLock<Option<Arc<Hub>>>, peer: &Peer, request: Request<Body>) -
 }
 
 /// Answers an API server that asks about an object.
-async fn admit(request: Request<Body>) -> Response<Body> {
+async fn admit(request: Request<Body>, live: Arc<Live>) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let refuse = |status, text: &str| {
         let mut response = Response::new(full(format!("{text}\n")));
@@ -226,7 +231,7 @@ async fn admit(request: Request<Body>) -> Response<Body> {
         Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.message),
     };
     let review = serde_json::from_slice(&body).map_err(|error| format!("the body is no JSON: {error}"));
-    match review.and_then(|review| admission::answer(&path, &review)) {
+    match review.and_then(|review| admission::answer(&path, &review, &live.get())) {
         Ok(answer) => {
             let mut response = Response::new(full(answer.to_string()));
             let kind = HeaderValue::from_static("application/json");

@@ -8,12 +8,12 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::admission::{DEFAULTING, DEFAULTING_PATH, VALIDATION, VALIDATION_PATH};
+use crate::admission::{CONFIGURATION, DEFAULTING, DEFAULTING_PATH, VALIDATION, VALIDATION_PATH};
 
 /// Print the objects that a Kubernetes cluster needs for Colibri, as YAML for `kubectl apply -f -`.
 #[derive(Args, Clone, Debug)]
 pub struct InstallArgs {
-    /// The kinds (CustomResourceDefinitions) and the system namespace
+    /// The kinds (CustomResourceDefinitions), the system namespace and its ConfigMaps
     #[arg(long)]
     crds: bool,
     /// The admission webhooks, which the controller serves
@@ -42,6 +42,9 @@ pub fn install(args: &InstallArgs) -> Result<()> {
         for definition in api::crds::all() {
             documents.push(serde_json::to_value(&definition).context("printing a definition")?);
         }
+        for map in &api::config::MAPS {
+            documents.push(serde_json::to_value(map.initial()).context("printing a ConfigMap")?);
+        }
     }
     if let Some(file) = &args.ca {
         let ca = std::fs::read(file).with_context(|| format!("--ca {} cannot be read", file.display()))?;
@@ -56,7 +59,7 @@ pub fn install(args: &InstallArgs) -> Result<()> {
     Ok(())
 }
 
-fn webhooks(url: Option<&str>, ca: &str) -> [Value; 2] {
+fn webhooks(url: Option<&str>, ca: &str) -> [Value; 3] {
     let configuration = |kind: &str, name: &str, path: &str| {
         let at = match url {
             Some(url) => json!({"url": format!("{}{path}", url.trim_end_matches('/'))}),
@@ -68,7 +71,7 @@ fn webhooks(url: Option<&str>, ca: &str) -> [Value; 2] {
         client["caBundle"] = ca.into();
         let rule = |group: &str, resources: &[&str]| {
             json!({
-                "operations": ["CREATE", "UPDATE"], "apiGroups": [group], "apiVersions": ["v1"],
+                "operations": ["CREATE", "UPDATE"], "apiGroups": [group], "apiVersions": ["v1", "v1beta1"],
                 "resources": resources, "scope": "Namespaced",
             })
         };
@@ -90,9 +93,17 @@ fn webhooks(url: Option<&str>, ca: &str) -> [Value; 2] {
             }],
         })
     };
+    let mut config_maps = configuration("ValidatingWebhookConfiguration", CONFIGURATION, VALIDATION_PATH);
+    let webhook = &mut config_maps["webhooks"][0];
+    webhook["rules"] = json!([{
+        "operations": ["CREATE", "UPDATE"], "apiGroups": [""], "apiVersions": ["v1"],
+        "resources": ["configmaps"], "scope": "Namespaced",
+    }]);
+    webhook["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": api::SYSTEM_NAMESPACE}});
     [
         configuration("MutatingWebhookConfiguration", DEFAULTING, DEFAULTING_PATH),
         configuration("ValidatingWebhookConfiguration", VALIDATION, VALIDATION_PATH),
+        config_maps,
     ]
 }
 
@@ -112,14 +123,15 @@ mod tests {
 
     #[test]
     fn webhooks_are_reached_by_url_or_by_service() {
-        let [defaulting, validation] = webhooks(Some("https://127.0.0.1:9443/"), "Y2E=");
+        let [defaulting, validation, config_maps] = webhooks(Some("https://127.0.0.1:9443/"), "Y2E=");
         let client = |configuration: &Value| configuration["webhooks"][0]["clientConfig"].clone();
         assert_eq!(
             client(&defaulting),
             json!({"url": "https://127.0.0.1:9443/admission/defaulting", "caBundle": "Y2E="})
         );
+        assert_eq!(config_maps["webhooks"][0]["rules"][0]["resources"], json!(["configmaps"]));
         assert_eq!(validation["webhooks"][0]["name"], "validation.webhook.serving.knative.dev");
-        let [_, validation] = webhooks(None, "Y2E=");
+        let [_, validation, _] = webhooks(None, "Y2E=");
         assert_eq!(client(&validation)["service"]["path"], "/admission/validation");
     }
 }

@@ -81,19 +81,9 @@ impl Autoscaler {
         self.entries.lock().get(key).map(|entry| entry.scaler.limit())
     }
 
-    /// Takes over the ConfigMap `config-autoscaler`, or its absence; wrong settings leave the old ones.
-    pub(crate) fn configure(&self, data: Option<&std::collections::BTreeMap<String, String>>) -> bool {
-        let settings = match data.map_or_else(|| Ok(Settings::default()), Settings::parse) {
-            Ok(settings) => settings,
-            Err(error) => {
-                tracing::error!(%error, "the autoscaler keeps its settings");
-                return false;
-            }
-        };
-        let mut present = self.settings.write();
-        let changed = **present != settings;
-        *present = Arc::new(settings);
-        changed
+    /// Takes over the ConfigMap `config-autoscaler`.
+    pub(crate) fn configure(&self, settings: &Settings) {
+        *self.settings.write() = Arc::new(settings.clone());
     }
 
     /// Takes over one second's statistics.
@@ -175,7 +165,8 @@ fn evaluate(context: &Context, key: &ObjectKey, autoscaler: &PodAutoscaler) -> E
     let this = &context.autoscaler;
     let counts = context.instances.counts(key);
     let revision = context.caches.revisions.get_key(key);
-    let limit = progress_deadline(revision.as_deref(), context.config.progress_deadline) + ACTIVATION_MARGIN;
+    let limit =
+        progress_deadline(revision.as_deref(), context.live.get().deployment.progress_deadline) + ACTIVATION_MARGIN;
     let scaling = scaling(&this.settings.read(), autoscaler);
     let poked = this.early.lock().remove(key);
     // Asked before any lock of ours is taken: the gateway calls us under its own.

@@ -106,6 +106,8 @@ async fn run(context: Arc<Context>, key: ObjectKey, uid: String, revision: Box<R
 }
 
 async fn resolve(context: &Context, key: &ObjectKey, revision: &Revision) -> Resolution {
+    let settings = context.live.get();
+    let deployment = &settings.deployment;
     let pod = &revision.spec.pod;
     let secrets = pod.image_pull_secrets.as_deref().unwrap_or_default();
     let auth = auth::from_secrets(&context.client, &key.namespace, secrets).await;
@@ -113,15 +115,15 @@ async fn resolve(context: &Context, key: &ObjectKey, revision: &Revision) -> Res
         let mut statuses = Vec::with_capacity(containers.len());
         for container in containers {
             let image = container.image.clone().unwrap_or_default();
-            let digest = if is_exempt(&image, &context.config.unresolved_registries) {
+            let digest = if is_exempt(&image, &deployment.unresolved_registries) {
                 None
             } else {
                 let answer = context.resolver.resolve(image.clone(), auth.clone());
-                match tokio::time::timeout(context.config.digest_timeout, answer).await {
+                match tokio::time::timeout(deployment.digest_timeout, answer).await {
                     Ok(Ok(digest)) => Some(digest),
                     Ok(Err(error)) => return Err(Resolution::Failed { image, why: error.to_string() }),
                     Err(_) => {
-                        let why = format!("no answer within {:?}", context.config.digest_timeout);
+                        let why = format!("no answer within {:?}", deployment.digest_timeout);
                         return Err(Resolution::Failed { image, why });
                     }
                 }

@@ -32,6 +32,8 @@ struct Observed {
     images: Resolution,
     /// Why the API server refused the last pod, if it did.
     refused: Option<String>,
+    /// Where its logs can be read.
+    log_url: Option<String>,
 }
 
 fn observe(context: &Arc<Context>, key: &ObjectKey) -> Option<Observed> {
@@ -41,6 +43,7 @@ fn observe(context: &Arc<Context>, key: &ObjectKey) -> Option<Observed> {
         autoscaler: context.caches.autoscalers.get_key(key),
         pods: context.instances.pods(key),
         refused: context.instances.refusal(key),
+        log_url: context.live.get().observability.log_url(&revision.uid().unwrap_or_default()),
         images,
         revision,
     })

@@ -69,6 +69,7 @@ fn status(observed: &Observed, now: Timestamp) -> RevisionStatus {
             from_autoscaler(observed, &mut status, &mut conditions);
         }
     }
+    status.log_url = observed.log_url.clone();
     status.conditions = conditions.into_list();
     status.observed_generation = revision.metadata.generation;
     status

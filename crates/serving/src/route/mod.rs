@@ -82,7 +82,8 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
         context.unresolved.lock().remove(&key);
         return Ok(Outcome::Done);
     };
-    let plan = plan::plan(&observed, &context.config.addresses, context.now());
+    let naming = resources::Naming { addresses: &context.config.addresses, settings: &context.live.get() };
+    let plan = plan::plan(&observed, &naming, context.now());
     // Whoever waits for something that does not exist yet is woken by whatever appears in the namespace.
     if plan.resolved {
         context.unresolved.lock().remove(&key);

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service as CoreService;
 use kube::ResourceExt;
 
+use super::resources::Naming;
 use super::{Observed, resources};
-use crate::config::Addresses;
 use crate::meta::{adopt, controller, is_deleted};
 use crate::write::Write;
 
@@ -31,15 +31,15 @@ struct BadTarget {
 }
 
 /// The writes that bring status, placeholders and the Revisions' routing state up to date.
-pub(super) fn plan(observed: &Observed, addresses: &Addresses, now: Timestamp) -> Plan {
+pub(super) fn plan(observed: &Observed, naming: &Naming<'_>, now: Timestamp) -> Plan {
     let route = observed.route.as_ref();
     if is_deleted(route) {
         return Plan { writes: Vec::new(), resolved: true };
     }
-    let traffic = resolve(observed, addresses);
+    let traffic = resolve(observed, naming);
     let resolved = traffic.is_ok();
-    let status = status(observed, traffic, addresses, now);
-    let mut writes = placeholders(observed, addresses);
+    let status = status(observed, traffic, naming, now);
+    let mut writes = placeholders(observed, naming);
     // Revisions are marked before the traffic moves to them, and unmarked after it has left.
     writes.extend(routing_states(observed, &status, now));
     if route.status.as_ref() != Some(&status) {
@@ -49,15 +49,15 @@ pub(super) fn plan(observed: &Observed, addresses: &Addresses, now: Timestamp) -
 }
 
 /// The targets as the status shows them, each with its Revision.
-fn resolve(observed: &Observed, addresses: &Addresses) -> Result<Vec<TrafficTarget>, BadTarget> {
+fn resolve(observed: &Observed, naming: &Naming<'_>) -> Result<Vec<TrafficTarget>, BadTarget> {
     let targets = observed.route.spec.traffic.iter();
-    targets.map(|target| resolve_target(observed, target, addresses)).collect()
+    targets.map(|target| resolve_target(observed, target, naming)).collect()
 }
 
 fn resolve_target(
     observed: &Observed,
     target: &TrafficTarget,
-    addresses: &Addresses,
+    naming: &Naming<'_>,
 ) -> Result<TrafficTarget, BadTarget> {
     let follows = target.configuration_name.as_deref().filter(|name| !name.is_empty());
     let name = match follows {
@@ -66,7 +66,7 @@ fn resolve_target(
     };
     let tag = target.tag.clone().filter(|tag| !tag.is_empty());
     Ok(TrafficTarget {
-        url: tag.as_deref().map(|tag| resources::url(&observed.route, Some(tag), addresses)),
+        url: tag.as_deref().map(|tag| resources::url(&observed.route, Some(tag), naming)),
         tag,
         revision_name: Some(name),
         configuration_name: None,
@@ -132,14 +132,14 @@ fn missing(reason: &'static str, kind: &str, name: &str) -> BadTarget {
 fn status(
     observed: &Observed,
     traffic: Result<Vec<TrafficTarget>, BadTarget>,
-    addresses: &Addresses,
+    naming: &Naming<'_>,
     now: Timestamp,
 ) -> RouteStatus {
     let route = observed.route.as_ref();
     let mut status = route.status.clone().unwrap_or_default();
     let mut conditions = Conditions::resume(ROUTE_DEPENDENTS, std::mem::take(&mut status.conditions), now);
-    status.url = Some(resources::url(route, None, addresses));
-    status.address = Some(Addressable { url: Some(resources::local_url(route, addresses)) });
+    status.url = Some(resources::url(route, None, naming));
+    status.address = Some(Addressable { url: Some(resources::local_url(route, naming)) });
     conditions.mark_true_with(CERTIFICATE_PROVISIONED, "TLSNotEnabled", "external-domain-tls is not enabled");
     match traffic {
         Ok(traffic) => {
@@ -171,12 +171,12 @@ fn foreign_placeholder(observed: &Observed) -> Option<&String> {
     placeholders.find(|(_, service)| owner(service.as_ref()) != own).map(|(name, _)| name)
 }
 
-fn placeholders(observed: &Observed, addresses: &Addresses) -> Vec<Write> {
+fn placeholders(observed: &Observed, naming: &Naming<'_>) -> Vec<Write> {
     let route = observed.route.as_ref();
     let names = resources::placeholder_names(route);
     let mut writes = Vec::new();
     for name in &names {
-        let wanted = resources::placeholder(route, name, addresses);
+        let wanted = resources::placeholder(route, name, naming);
         match observed.placeholders.get(name) {
             None => writes.push(Write::Create(wanted.into())),
             Some(present) if controller(present.as_ref()).map(|owner| &owner.uid) == route.metadata.uid.as_ref() => {

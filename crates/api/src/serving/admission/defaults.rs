@@ -1,14 +1,18 @@
 //! Defaults.
+//!
+//! Source: `knative/serving/pkg/apis/serving/v1/*_defaults.go`.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
 use super::{Kind, Settings, text};
-use crate::serving::annotations::{CREATOR_ANNOTATION, LAST_MODIFIER_ANNOTATION, USER_CONTAINER};
+use crate::config::template::Template;
+use crate::config::{Defaults, Features, Flag};
+use crate::serving::annotations::{CREATOR_ANNOTATION, LAST_MODIFIER_ANNOTATION};
 
-/// Fills in what the user left out.
-///
-/// `old` is the stored object on an update; `user` is who asks.
-pub fn default(kind: Kind, object: &mut Value, old: Option<&Value>, user: &str, settings: &Settings) {
+/// Fills in what the user left out of a normalised object. `old` is the stored object on an update.
+pub(super) fn default(kind: Kind, object: &mut Value, old: Option<&Value>, user: &str, settings: &Settings) {
     match kind {
         Kind::Service => {
             template(object, old, settings);
@@ -19,20 +23,31 @@ pub fn default(kind: Kind, object: &mut Value, old: Option<&Value>, user: &str, 
         // A Revision is defaulted once; what was stored stays as it is.
         Kind::Revision if old.is_none() => {
             if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
-                revision_spec(spec, settings);
+                revision_spec(spec, &Value::Null, true, settings);
             }
         }
         Kind::Revision => {}
+        Kind::DomainMapping => {
+            let namespace = object["metadata"]["namespace"].clone();
+            if let Some(reference) = object.pointer_mut("/spec/ref").and_then(Value::as_object_mut)
+                && namespace.is_string()
+            {
+                fill(reference, "namespace", namespace);
+            }
+        }
     }
-    if kind != Kind::Revision {
-        users(object, old, user);
-    }
+    users(kind, object, old, user);
 }
 
 /// Who made the object and who changed its spec last. What a controller made bears its owner's annotations.
-fn users(object: &mut Value, old: Option<&Value>, user: &str) {
-    let owned = object["metadata"]["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty());
-    if owned || user.is_empty() || old.is_some_and(|old| old["spec"] == object["spec"]) {
+fn users(kind: Kind, object: &mut Value, old: Option<&Value>, user: &str) {
+    let owned = object["metadata"]["ownerReferences"].is_array();
+    let skipped = match kind {
+        Kind::Revision => true,
+        Kind::Configuration | Kind::Route => owned,
+        Kind::Service | Kind::DomainMapping => false,
+    };
+    if skipped || user.is_empty() || old.is_some_and(|old| old["spec"] == object["spec"]) {
         return;
     }
     let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
@@ -53,121 +68,152 @@ fn template(object: &mut Value, old: Option<&Value>, settings: &Settings) {
     if !name.is_empty() && old.is_some_and(same) {
         return;
     }
-    let Some(template) = object.pointer_mut("/spec/template").and_then(Value::as_object_mut) else { return };
-    let spec = template.entry("spec").or_insert_with(|| json!({}));
-    if let Some(spec) = spec.as_object_mut() {
-        revision_spec(spec, settings);
+    let parent = object["metadata"].clone();
+    if let Some(spec) = object.pointer_mut("/spec/template/spec").and_then(Value::as_object_mut) {
+        revision_spec(spec, &parent, old.is_none(), settings);
     }
 }
 
-fn revision_spec(spec: &mut Map<String, Value>, settings: &Settings) {
-    fill(spec, "containerConcurrency", json!(settings.container_concurrency));
-    if spec.get("timeoutSeconds").is_none_or(|value| value.is_null() || value == 0) {
-        spec.insert("timeoutSeconds".to_owned(), json!(settings.timeout_seconds));
-    }
-    // The first byte may take as long as all by default, so only a longer whole needs this one written down.
-    if spec.get("timeoutSeconds").and_then(Value::as_i64).is_some_and(|timeout| timeout > settings.timeout_seconds) {
-        fill(spec, "responseStartTimeoutSeconds", json!(settings.timeout_seconds));
-    }
-    fill(spec, "enableServiceLinks", json!(false));
+fn revision_spec(spec: &mut Map<String, Value>, parent: &Value, creates: bool, settings: &Settings) {
+    times(spec, &settings.defaults);
+    fill(spec, "containerConcurrency", json!(settings.defaults.container_concurrency));
+    container_names(spec, parent, &settings.defaults);
     let writable = writable_volumes(spec);
-    let serving = serving_container(spec);
+    let pod_security = spec.get("securityContext").cloned().unwrap_or_default();
     let containers = spec.get_mut("containers").and_then(Value::as_array_mut);
-    container_names(containers, USER_CONTAINER);
-    let containers = spec.get_mut("containers").and_then(Value::as_array_mut);
-    for (index, container) in containers.into_iter().flatten().enumerate() {
-        if let Some(container) = container.as_object_mut() {
-            self::container(container, Some(index) == serving, &writable);
-        }
+    let count = containers.as_ref().map_or(0, |containers| containers.len());
+    for container in containers.into_iter().flatten().filter_map(Value::as_object_mut) {
+        self::container(container, count == 1, &writable, &settings.defaults);
+        security(container, &pod_security, &settings.features);
     }
-    let init = spec.get_mut("initContainers").and_then(Value::as_array_mut);
-    container_names(init, "init-container");
     let init = spec.get_mut("initContainers").and_then(Value::as_array_mut);
     for container in init.into_iter().flatten().filter_map(Value::as_object_mut) {
-        fill(container, "resources", json!({}));
-        mounts(container, &writable);
-        for name in ["readinessProbe", "livenessProbe", "startupProbe"] {
-            if let Some(probe) = container.get_mut(name) {
-                handlers(probe);
+        security(container, &pod_security, &settings.features);
+    }
+    if let Some(links) = settings.defaults.enable_service_links.filter(|_| creates && count > 0) {
+        fill(spec, "enableServiceLinks", json!(links));
+    }
+}
+
+fn times(spec: &mut Map<String, Value>, defaults: &Defaults) {
+    let timeout = spec.get("timeoutSeconds").and_then(Value::as_i64).filter(|timeout| *timeout != 0);
+    let timeout = timeout.unwrap_or(defaults.timeout_seconds);
+    spec.insert("timeoutSeconds".to_owned(), json!(timeout));
+    // Limits that the whole time makes void are not written down.
+    for (key, default) in [
+        ("idleTimeoutSeconds", defaults.idle_timeout_seconds),
+        ("responseStartTimeoutSeconds", defaults.response_start_timeout_seconds),
+    ] {
+        if default != 0 && default < timeout {
+            fill(spec, key, json!(default));
+        }
+    }
+}
+
+/// Names for containers without one, none of which anybody else has.
+fn container_names(spec: &mut Map<String, Value>, parent: &Value, defaults: &Defaults) {
+    const LISTS: [&str; 2] = ["containers", "initContainers"];
+    let all = LISTS.iter().filter_map(|key| spec.get(*key)?.as_array()).flatten();
+    let taken: Vec<String> = all.map(|container| text(container, "name").to_owned()).collect();
+    for (key, template) in LISTS.into_iter().zip([&defaults.container_name, &defaults.init_container_name]) {
+        let Some(containers) = spec.get_mut(key).and_then(Value::as_array_mut) else { continue };
+        let name = render(template, parent);
+        let numbered = containers.len() > 1 || taken.contains(&name);
+        let mut next = 0_usize;
+        for container in containers.iter_mut().filter(|container| text(container, "name").is_empty()) {
+            let own = if numbered {
+                let mut names = (next..).map(|number| (number, base::names::child_name(&name, &format!("-{number}"))));
+                let free = names.find(|(_, name)| !taken.contains(name));
+                let (number, name) = free.expect("there is a number that nobody has");
+                next = number + 1;
+                name
+            } else {
+                name.clone()
+            };
+            if let Some(container) = container.as_object_mut() {
+                container.insert("name".to_owned(), json!(own));
             }
         }
     }
 }
 
-/// The container that requests go to: the only one, or the one with a port.
-fn serving_container(spec: &Map<String, Value>) -> Option<usize> {
-    let containers = spec.get("containers")?.as_array()?;
-    if containers.len() == 1 {
-        return Some(0);
-    }
-    containers.iter().position(|container| container["ports"].as_array().is_some_and(|ports| !ports.is_empty()))
+fn render(template: &Template, parent: &Value) -> String {
+    template.render(|field, key| {
+        let mut name = field.to_owned();
+        name[..1].make_ascii_lowercase();
+        let value = &parent[name];
+        key.map_or(value, |key| &value[key]).as_str().unwrap_or_default().to_owned()
+    })
 }
 
-fn container_names(containers: Option<&mut Vec<Value>>, name: &str) {
-    let Some(containers) = containers else { return };
-    let mut taken: Vec<String> = containers.iter().map(|container| text(container, "name").to_owned()).collect();
-    let many = containers.len() > 1;
-    let mut next = 0;
-    for container in containers.iter_mut().filter(|container| container["name"].as_str().is_none_or(str::is_empty)) {
-        let mut own = name.to_owned();
-        if many {
-            own = format!("{name}-{next}");
-            while taken.contains(&own) {
-                next += 1;
-                own = format!("{name}-{next}");
-            }
-            taken.push(own.clone());
-        }
-        if let Some(container) = container.as_object_mut() {
-            container.insert("name".to_owned(), json!(own));
+fn container(container: &mut Map<String, Value>, only: bool, writable: &[String], defaults: &Defaults) {
+    let resources = container.entry("resources").or_insert_with(|| json!({}));
+    amounts(resources, "requests", &defaults.requests);
+    amounts(resources, "limits", &defaults.limits);
+    if only || container.get("ports").and_then(Value::as_array).is_some_and(|ports| !ports.is_empty()) {
+        let probe = container.entry("readinessProbe").or_insert_with(|| json!({}));
+        let known = ["tcpSocket", "httpGet", "exec", "grpc"];
+        if let Some(probe) = probe.as_object_mut()
+            && !known.iter().any(|handler| probe.get(*handler).is_some_and(Value::is_object))
+        {
+            probe.insert("tcpSocket".to_owned(), json!({ "port": 0 }));
         }
     }
-}
-
-fn container(container: &mut Map<String, Value>, serving: bool, writable: &[String]) {
-    fill(container, "resources", json!({}));
-    mounts(container, writable);
-    if serving {
-        container.entry("readinessProbe").or_insert_with(|| json!({}));
+    if let Some(probe) = container.get_mut("readinessProbe").and_then(Value::as_object_mut) {
+        fill(probe, "successThreshold", json!(1));
+        if probe.contains_key("periodSeconds") {
+            fill(probe, "failureThreshold", json!(3));
+            fill(probe, "timeoutSeconds", json!(1));
+        }
     }
-    if let Some(probe) = container.get_mut("readinessProbe") {
-        readiness(probe);
+    for name in ["readinessProbe", "livenessProbe", "startupProbe"] {
+        let grpc = container.get_mut(name).and_then(|probe| probe.get_mut("grpc")).and_then(Value::as_object_mut);
+        if let Some(grpc) = grpc {
+            fill(grpc, "service", json!(""));
+        }
     }
-    for name in ["livenessProbe", "startupProbe"] {
-        if let Some(probe) = container.get_mut(name) {
-            handlers(probe);
+    let mounts = container.get_mut("volumeMounts").and_then(Value::as_array_mut);
+    for mount in mounts.into_iter().flatten() {
+        let name = text(mount, "name").to_owned();
+        if let Some(mount) = mount.as_object_mut().filter(|_| !writable.contains(&name)) {
+            mount.insert("readOnly".to_owned(), json!(true));
         }
     }
 }
 
-fn readiness(probe: &mut Value) {
-    let Some(probe_map) = probe.as_object_mut() else { return };
-    let known = ["tcpSocket", "httpGet", "exec", "grpc"];
-    if !known.iter().any(|handler| probe_map.get(*handler).is_some_and(Value::is_object)) {
-        probe_map.insert("tcpSocket".to_owned(), json!({ "port": 0 }));
+fn amounts(resources: &mut Value, kind: &str, defaults: &BTreeMap<&'static str, String>) {
+    let Some(resources) = resources.as_object_mut().filter(|_| !defaults.is_empty()) else { return };
+    let amounts = resources.entry(kind).or_insert_with(|| json!({}));
+    if let Some(amounts) = amounts.as_object_mut() {
+        defaults.iter().for_each(|(name, amount)| fill(amounts, name, json!(amount)));
     }
-    if probe_map.get("successThreshold").is_none_or(|value| value.is_null() || value == 0) {
-        probe_map.insert("successThreshold".to_owned(), json!(1));
-    }
-    if probe_map.get("periodSeconds").and_then(Value::as_i64).is_some_and(|period| period != 0) {
-        fill(probe_map, "timeoutSeconds", json!(1));
-        fill(probe_map, "failureThreshold", json!(3));
-    }
-    handlers(probe);
 }
 
-/// Port 0 is the container's; a period of 0 is none.
-fn handlers(probe: &mut Value) {
-    for handler in ["httpGet", "tcpSocket", "grpc"] {
-        if let Some(action) = probe.get_mut(handler).and_then(Value::as_object_mut) {
-            fill(action, "port", json!(0));
+/// Settings that the profile `restricted` asks for, where neither pod nor container say anything.
+fn security(container: &mut Map<String, Value>, pod: &Value, features: &Features) {
+    if !features.secure_pod_defaults.is_secure() {
+        return;
+    }
+    let ports = container.get("ports").and_then(Value::as_array).into_iter().flatten();
+    let low_port = ports.filter_map(|port| port["containerPort"].as_i64()).any(|port| port < 1024);
+    let context = container.entry("securityContext").or_insert_with(|| json!({}));
+    let Some(context) = context.as_object_mut() else { return };
+    fill(context, "allowPrivilegeEscalation", json!(false));
+    if text(&pod["seccompProfile"], "type").is_empty() {
+        let profile = context.entry("seccompProfile").or_insert_with(|| json!({}));
+        if text(profile, "type").is_empty() {
+            profile["type"] = json!("RuntimeDefault");
         }
     }
-    if let Some(probe) = probe.as_object_mut().filter(|probe| probe.get("periodSeconds").is_some_and(|p| *p == 0)) {
-        probe.remove("periodSeconds");
+    if !context.contains_key("capabilities") {
+        let mut capabilities = json!({ "drop": ["ALL"] });
+        if low_port {
+            capabilities["add"] = json!(["NET_BIND_SERVICE"]);
+        }
+        context.insert("capabilities".to_owned(), capabilities);
     }
-    if let Some(grpc) = probe.get_mut("grpc").and_then(Value::as_object_mut) {
-        fill(grpc, "service", json!(""));
+    if features.secure_pod_defaults == Flag::Enabled && pod["runAsNonRoot"].is_null() {
+        fill(context, "runAsNonRoot", json!(true));
     }
 }
 
@@ -180,20 +226,9 @@ fn writable_volumes(spec: &Map<String, Value>) -> Vec<String> {
     writable.map(|volume| text(volume, "name").to_owned()).collect()
 }
 
-fn mounts(container: &mut Map<String, Value>, writable: &[String]) {
-    let mounts = container.get_mut("volumeMounts").and_then(Value::as_array_mut);
-    for mount in mounts.into_iter().flatten() {
-        let name = text(mount, "name").to_owned();
-        if let Some(mount) = mount.as_object_mut().filter(|_| !writable.contains(&name)) {
-            mount.insert("readOnly".to_owned(), json!(true));
-        }
-    }
-}
-
 fn traffic(object: &mut Value, is_service: bool) {
     let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
-    let empty = spec.get("traffic").and_then(Value::as_array).is_none_or(Vec::is_empty);
-    if empty && is_service {
+    if is_service && !spec.contains_key("traffic") {
         spec.insert("traffic".to_owned(), json!([{ "percent": 100, "latestRevision": true }]));
         return;
     }

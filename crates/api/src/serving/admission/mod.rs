@@ -1,24 +1,32 @@
-//! Defaulting and validation of Service, Configuration, Route and Revision, as Knative's webhook does them. Pure.
+//! Defaulting and validation of Knative's kinds, as its webhook does them. Pure.
 //!
-//! Both work on the JSON itself, so that fields that nobody here knows stay as they came.
+//! All work on the JSON itself, so that fields that nobody here knows stay as they came. An object is first read and
+//! written as the reference would ([`shape`]), then defaulted, then checked.
 //!
 //! Source: `knative/serving/pkg/apis/serving/v1/*_defaults.go`, `*_validation.go`, `pkg/apis/serving/k8s_validation.go`.
 
 mod defaults;
 mod errors;
+mod go;
+mod image;
+mod names;
 mod pods;
 mod scaling;
+mod shape;
 mod traffic;
 #[cfg(test)]
 mod vectors;
 
-use base::names::is_dns1035_label;
+use base::quantity::Quantity;
 use serde_json::Value;
 
-pub use defaults::default;
-use errors::Errors;
+use errors::{Errors, Level};
 
-use super::annotations::{AUTOSCALING_PREFIX, CREATOR_ANNOTATION};
+use super::annotations::{self as keys, AUTOSCALING_PREFIX, CREATOR_ANNOTATION, LAST_MODIFIER_ANNOTATION, Spellings};
+pub use crate::config::Settings;
+
+/// Domain of names inside the cluster.
+const CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// The kinds that admission speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,216 +39,330 @@ pub enum Kind {
     Route,
     /// `serving.knative.dev/v1` Revision.
     Revision,
+    /// `serving.knative.dev/v1beta1` DomainMapping.
+    DomainMapping,
 }
 
 impl Kind {
     /// The kind of that name in `serving.knative.dev`, if admission speaks of it.
     pub fn parse(kind: &str) -> Option<Self> {
-        match kind {
-            "Service" => Some(Self::Service),
-            "Configuration" => Some(Self::Configuration),
-            "Route" => Some(Self::Route),
-            "Revision" => Some(Self::Revision),
-            _ => None,
-        }
+        [Self::Service, Self::Configuration, Self::Route, Self::Revision, Self::DomainMapping]
+            .into_iter()
+            .find(|known| known.name() == kind)
     }
 
-    /// Path of the Revision's spec in an object of this kind.
-    fn revision_spec(self) -> Option<(&'static str, &'static str)> {
+    fn name(self) -> &'static str {
         match self {
-            Self::Service | Self::Configuration => Some(("/spec/template/spec", "spec.template.spec")),
-            Self::Revision => Some(("/spec", "spec")),
-            Self::Route => None,
-        }
-    }
-
-    /// Path of the annotations that a Revision gets.
-    fn revision_metadata(self) -> Option<(&'static str, &'static str)> {
-        match self {
-            Self::Service | Self::Configuration => Some(("/spec/template/metadata", "spec.template.metadata")),
-            Self::Revision => Some(("/metadata", "metadata")),
-            Self::Route => None,
+            Self::Service => "Service",
+            Self::Configuration => "Configuration",
+            Self::Route => "Route",
+            Self::Revision => "Revision",
+            Self::DomainMapping => "DomainMapping",
         }
     }
 }
 
-/// Cluster-wide values from `config-defaults` and `config-autoscaler`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// `revision-timeout-seconds`. Default 300.
-    pub timeout_seconds: i64,
-    /// `max-revision-timeout-seconds`. Default 600.
-    pub max_timeout_seconds: i64,
-    /// `container-concurrency`. Default 0.
-    pub container_concurrency: i64,
-    /// `container-concurrency-max-limit`. Default 1000.
-    pub container_concurrency_max: i64,
-    /// `allow-zero-initial-scale`. Default false.
-    pub allow_zero_initial_scale: bool,
-    /// `max-scale-limit`; 0 is none. Default 0.
-    pub max_scale_limit: i64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            timeout_seconds: 300,
-            max_timeout_seconds: 600,
-            container_concurrency: 0,
-            container_concurrency_max: 1_000,
-            allow_zero_initial_scale: false,
-            max_scale_limit: 0,
-        }
-    }
-}
-
-/// The error of an object that is not admitted, in Knative's words.
+/// Fills in what the user left out.
 ///
-/// `old` is the stored object on an update.
+/// `old` is the stored object on an update; `user` is who asks.
 ///
 /// # Errors
 ///
-/// One line for each thing that is wrong.
-pub fn validate(kind: Kind, object: &Value, old: Option<&Value>, settings: &Settings) -> Result<(), String> {
-    let mut errors = Errors::default();
-    metadata(kind, object, old, &mut errors);
-    if let Some((pointer, path)) = kind.revision_spec() {
-        let absent = Value::Null;
-        let spec = object.pointer(pointer).unwrap_or(&absent);
-        let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
-        pods::validate(spec, path, namespace, settings, &mut errors);
-    }
-    if let Some((pointer, path)) = kind.revision_metadata() {
-        template_metadata(kind, object, object.pointer(pointer), path, settings, &mut errors);
-    }
-    if matches!(kind, Kind::Service | Kind::Route) {
-        traffic::validate(kind, object.pointer("/spec/traffic"), &mut errors);
-    }
-    if let Some(old) = old {
-        immutable(kind, object, old, &mut errors);
-    }
-    errors.text().map_or(Ok(()), Err)
+/// A value of another type than its field's, in the words of the reference.
+pub fn default(
+    kind: Kind,
+    object: &mut Value,
+    old: Option<&Value>,
+    user: &str,
+    settings: &Settings,
+) -> Result<(), String> {
+    shape::normalize(kind.name(), object)?;
+    defaults::default(kind, object, normalized(kind, old).as_ref(), user, settings);
+    // Defaults of quantities come as the administrator wrote them.
+    shape::normalize(kind.name(), object)
 }
 
-const DNS1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an \
-    alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for \
-    validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
+/// What is to be said about an object, in Knative's words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Why the object is not admitted: one line for each thing that is wrong.
+    pub error: Option<String>,
+    /// What its user should know.
+    pub warnings: Vec<String>,
+}
 
-/// What is wrong with `name` as a DNS-1035 label.
-fn label_error(name: &str) -> Option<String> {
-    if is_dns1035_label(name) {
-        return None;
+/// Checks an object; `old` is the stored object on an update.
+pub fn validate(kind: Kind, object: &Value, old: Option<&Value>, settings: &Settings) -> Verdict {
+    let object = normalized(kind, Some(object)).unwrap_or_default();
+    let errors = check(kind, &object, normalized(kind, old).as_ref(), settings);
+    let warnings = errors.text(Level::Warning);
+    Verdict {
+        error: errors.text(Level::Error),
+        warnings: warnings.iter().flat_map(|text| text.lines()).map(str::to_owned).collect(),
     }
-    let mut problems = Vec::new();
-    if !is_dns1035_label(&name.chars().take(1).chain("a".chars()).collect::<String>())
-        || !is_dns1035_label(&format!("a{name}").chars().take(63).collect::<String>()) && name.len() <= 63
-    {
-        problems.push(DNS1035);
+}
+
+/// A stored object as it is written today; one that cannot be read any more is left as it is.
+fn normalized(kind: Kind, object: Option<&Value>) -> Option<Value> {
+    let object = object?;
+    let mut copy = object.clone();
+    Some(if shape::normalize(kind.name(), &mut copy).is_ok() { copy } else { object.clone() })
+}
+
+fn check(kind: Kind, object: &Value, old: Option<&Value>, settings: &Settings) -> Errors {
+    let mut errors = Errors::default();
+    errors.also(metadata(kind, object, settings).via("metadata"));
+    let namespace = text(&object["metadata"], "namespace");
+    match kind {
+        Kind::Service | Kind::Configuration => {
+            errors.also(template(object, namespace, settings).via("spec.template"));
+        }
+        // Of what never changes nothing is to be said again.
+        Kind::Revision if old.is_none() => {
+            errors.also(pods::validate(&object["spec"], namespace, settings).via("spec"))
+        }
+        Kind::Revision | Kind::Route => {}
+        Kind::DomainMapping => errors.also(reference(&object["spec"]["ref"], namespace).via("spec.ref")),
     }
-    if name.len() > 63 {
-        problems.push("must be no more than 63 characters");
+    if matches!(kind, Kind::Service | Kind::Route) {
+        errors.also(traffic::validate(kind, &object["spec"]["traffic"]).via("spec.traffic"));
     }
-    Some(format!("not a DNS 1035 label: [{}]", problems.join(" ")))
+    let Some(old) = old else { return errors };
+    let owned = object["metadata"]["ownerReferences"].is_array();
+    if kind != Kind::Revision && !(owned && matches!(kind, Kind::Configuration | Kind::Route)) {
+        errors.also(users(object, old).via("metadata.annotations"));
+    }
+    immutable(kind, object, old, errors)
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
 
-fn metadata(kind: Kind, object: &Value, old: Option<&Value>, errors: &mut Errors) {
+/// The value of an annotation in whichever spelling it is there, with that spelling.
+fn annotation(annotations: &Value, spellings: Spellings) -> Option<(&'static str, &str)> {
+    spellings.iter().find_map(|key| annotations[*key].as_str().map(|value| (*key, value)))
+}
+
+fn metadata(kind: Kind, object: &Value, settings: &Settings) -> Errors {
     let metadata = &object["metadata"];
-    let name = text(metadata, "name");
-    let generated = text(metadata, "generateName");
-    if name.is_empty() && generated.is_empty() {
-        errors.add("name or generateName is required", "metadata.name");
-    } else if let Some(problem) = (!name.is_empty()).then(|| label_error(name)).flatten() {
-        errors.add(problem, "metadata.name");
+    if kind == Kind::DomainMapping {
+        return domain_metadata(metadata);
     }
-    let annotations = metadata["annotations"].as_object();
-    if kind != Kind::Revision {
-        for key in annotations.into_iter().flat_map(|map| map.keys()).filter(|key| key.starts_with(AUTOSCALING_PREFIX))
-        {
+    let mut errors = object_names(metadata);
+    let annotations = &metadata["annotations"];
+    if kind == Kind::Revision {
+        errors.also(scaling::validate(annotations, &settings.autoscaler).via("annotations"));
+    } else {
+        let wrong = annotations.as_object().into_iter().flatten().map(|(key, _)| key);
+        for key in wrong.filter(|key| key.starts_with(AUTOSCALING_PREFIX)) {
             errors.add_detailed(
                 format!("invalid key name {key:?}"),
-                "metadata.annotations",
+                ["annotations"],
                 "autoscaling annotations must be put under \"spec.template.metadata.annotations\" to work",
             );
         }
     }
-    seconds(&metadata["annotations"], "serving.knative.dev/rollout-duration", "metadata.annotations", errors);
-    let creator = |object: &Value| object["metadata"]["annotations"][CREATOR_ANNOTATION].clone();
-    if old.is_some_and(|old| !creator(old).is_null() && creator(old) != creator(object)) {
-        errors.add("annotation value is immutable", format!("metadata.annotations.{CREATOR_ANNOTATION}"));
+    if matches!(kind, Kind::Service | Kind::Route) {
+        errors.also(seconds(annotations, keys::ROLLOUT_DURATION).via("annotations"));
     }
+    let owner = match kind {
+        Kind::Configuration | Kind::Route => Some((keys::SERVICE_LABEL, "Service")),
+        Kind::Revision => Some((keys::CONFIGURATION_LABEL, "Configuration")),
+        _ => None,
+    };
+    if let Some((label, owner)) = owner
+        && let Some(name) = metadata["labels"][label].as_str()
+    {
+        let mut owners = metadata["ownerReferences"].as_array().into_iter().flatten();
+        if !owners.any(|reference| text(reference, "kind") == owner && text(reference, "name") == name) {
+            errors.missing(&format!("labels.{label}"));
+        }
+    }
+    errors
 }
 
-/// A duration in whole seconds that is not negative.
-fn seconds(annotations: &Value, key: &str, path: &str, errors: &mut Errors) {
-    let Some(value) = annotations[key].as_str() else { return };
-    let name = key.rsplit('/').next().unwrap_or(key);
-    let path = format!("{path}.{key}");
-    match base::duration::parse_nanoseconds(value) {
-        None => errors.invalid(value, path),
-        Some(ns) if ns % 1_000_000_000 != 0 => errors.add(format!("{name}={value} is not at second precision"), path),
-        Some(ns) if ns < 0 => errors.add(format!("{name}={value} must be positive"), path),
-        Some(_) => {}
+fn object_names(metadata: &Value) -> Errors {
+    let mut errors = Errors::default();
+    let (name, generated) = (text(metadata, "name"), text(metadata, "generateName"));
+    let problem = |what: &str, problems: Vec<String>| {
+        (!problems.is_empty()).then(|| format!("not a DNS 1035 label{what}: [{}]", problems.join(" ")))
+    };
+    // The first problem counts.
+    if let Some(problem) = problem(" prefix", names::dns1035_prefix(generated)).filter(|_| !generated.is_empty()) {
+        errors.add(problem, ["generateName"]);
+    } else if let Some(problem) = problem("", names::dns1035_label(name)).filter(|_| !name.is_empty()) {
+        errors.add(problem, ["name"]);
+    } else if name.is_empty() && generated.is_empty() {
+        errors.add("name or generateName is required", ["name"]);
     }
+    errors
 }
 
-fn template_metadata(
-    kind: Kind,
-    object: &Value,
-    metadata: Option<&Value>,
-    path: &str,
-    settings: &Settings,
-    errors: &mut Errors,
-) {
-    let Some(metadata) = metadata else { return };
+fn domain_metadata(metadata: &Value) -> Errors {
+    let mut errors = Errors::default();
+    if !text(metadata, "generateName").is_empty() {
+        errors.disallowed("generateName");
+    }
     let name = text(metadata, "name");
-    if kind != Kind::Revision && !name.is_empty() {
-        own_revision_name(object, name, &format!("{path}.name"), errors);
+    if let Some(problem) = names::domain(name) {
+        errors.add(format!("invalid name {name:?}: {problem}"), ["name"]);
     }
-    let annotations = &metadata["annotations"];
-    scaling::validate(annotations, &format!("{path}.annotations"), settings, errors);
-    seconds(annotations, super::annotations::PROGRESS_DEADLINE_ANNOTATION, &format!("{path}.annotations"), errors);
+    if name.ends_with(&format!(".{CLUSTER_DOMAIN}")) {
+        let why = format!("must not be a subdomain of cluster local domain {CLUSTER_DOMAIN:?}");
+        errors.add(format!("invalid name {name:?}: {why}"), ["name"]);
+    }
+    errors
+}
+
+/// What a DomainMapping leads to.
+///
+/// Source: `knative.dev/pkg/apis/duck/v1/knative_reference.go`.
+fn reference(reference: &Value, namespace: &str) -> Errors {
+    let mut errors = Errors::default();
+    for key in ["name", "apiVersion", "kind"] {
+        if text(reference, key).is_empty() {
+            errors.missing(key);
+        }
+    }
+    if !text(reference, "group").is_empty() {
+        errors.disallowed("group");
+    }
+    let own = text(reference, "namespace");
+    if !own.is_empty() && !namespace.is_empty() && own != namespace {
+        let details = format!("parent namespace: {namespace:?} does not match ref: {own:?}");
+        errors.add_detailed("mismatched namespaces", ["namespace"], details);
+    }
+    errors
+}
+
+/// Checks the template of a Service or a Configuration.
+fn template(object: &Value, namespace: &str, settings: &Settings) -> Errors {
+    let template = &object["spec"]["template"];
+    let mut errors = pods::validate(&template["spec"], namespace, settings).via("spec");
+    let annotations = &template["metadata"]["annotations"];
+    let mut own = scaling::validate(annotations, &settings.autoscaler);
+    for (key, _) in annotations.as_object().into_iter().flatten() {
+        if key.starts_with("networking.knative.dev") && !keys::NETWORKING.contains(&key.as_str()) {
+            own.add(format!("invalid key name {key:?}"), [""]);
+        }
+    }
+    own.also(sidecar_resources(annotations));
+    own.also(seconds(annotations, keys::PROGRESS_DEADLINE));
+    errors.also(own.via("metadata.annotations"));
+    errors.also(revision_name(&object["metadata"], &template["metadata"]));
+    errors
 }
 
 /// A Revision's name that the user chose.
-fn own_revision_name(object: &Value, name: &str, path: &str, errors: &mut Errors) {
-    let parent = text(&object["metadata"], "name");
-    if parent.is_empty() {
-        return errors.disallowed(path);
+fn revision_name(parent: &Value, metadata: &Value) -> Errors {
+    let mut errors = Errors::default();
+    let (name, generated) = (text(metadata, "name"), text(metadata, "generateName"));
+    if !generated.is_empty() {
+        let problems = names::dns1035_prefix(generated);
+        if !problems.is_empty() {
+            let problem = format!("not a DNS 1035 label prefix: [{}]", problems.join(" "));
+            errors.invalid(problem, "metadata.generateName");
+            return errors;
+        }
     }
-    if let Some(problem) = label_error(name) {
-        errors.invalid(problem, path);
-    } else if !name.starts_with(&format!("{parent}-")) {
-        errors.invalid(format!("{name:?} must have prefix \"{parent}-\""), path);
+    if name.is_empty() {
+        return errors;
     }
+    let problems = names::dns1035_label(name);
+    let prefix = format!("{}-", text(parent, "name"));
+    if !problems.is_empty() {
+        errors.invalid(format!("not a DNS 1035 label: [{}]", problems.join(" ")), "metadata.name");
+    } else if prefix == "-" && !text(parent, "generateName").is_empty() {
+        errors.disallowed("metadata.name");
+    } else if !name.starts_with(&prefix) {
+        errors.invalid(format!("{name:?} must have prefix {prefix:?}"), "metadata.name");
+    }
+    errors
+}
+
+/// A duration in whole seconds that is not negative.
+fn seconds(annotations: &Value, spellings: Spellings) -> Errors {
+    let mut errors = Errors::default();
+    let Some((key, value)) = annotation(annotations, spellings).filter(|(_, value)| !value.is_empty()) else {
+        return errors;
+    };
+    let name = spellings[0].rsplit('/').next().unwrap_or(key);
+    match base::duration::parse_nanoseconds(value) {
+        None => errors.invalid(value, key),
+        Some(ns) if ns % 1_000_000_000 != 0 => errors.add(format!("{name}={value} is not at second precision"), [key]),
+        Some(ns) if ns < 0 => errors.add(format!("{name}={value} must be positive"), [key]),
+        Some(_) => {}
+    }
+    errors
+}
+
+/// Annotations about the reference's sidecar: they have no effect here, but what is wrong there is wrong here.
+fn sidecar_resources(annotations: &Value) -> Errors {
+    let mut errors = Errors::default();
+    if let Some((key, value)) = annotation(annotations, keys::SIDECAR_PERCENTAGE) {
+        let path = format!("[{key}]");
+        let message = "Queue proxy resource percentage annotation is deprecated. Please use the available annotations \
+            to explicitly set resource values per service";
+        errors.warn_everywhere(message);
+        let (least, most) = (0.1, 100.0);
+        match go::float(value) {
+            None => errors.invalid(value, &path),
+            Some(share) if share < least || share > most => errors.out_of_bounds(share, least, most, &path),
+            Some(_) => {}
+        }
+    }
+    for key in keys::SIDECAR_RESOURCES {
+        if let Some(value) = annotations[*key].as_str().filter(|value| Quantity::parse(value).is_err()) {
+            errors.invalid(value, &format!("[{key}]"));
+        }
+    }
+    errors
+}
+
+/// Who made an object never changes; who changed it last changes with the spec only.
+fn users(object: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::default();
+    let value = |object: &Value, key: &str| text(&object["metadata"]["annotations"], key).to_owned();
+    if value(old, CREATOR_ANNOTATION) != value(object, CREATOR_ANNOTATION) {
+        errors.add("annotation value is immutable", [CREATOR_ANNOTATION]);
+    }
+    let modifier = value(object, LAST_MODIFIER_ANNOTATION);
+    if old["spec"] == object["spec"] && value(old, LAST_MODIFIER_ANNOTATION) != modifier {
+        errors.invalid(modifier, LAST_MODIFIER_ANNOTATION);
+    }
+    errors
 }
 
 /// A Revision never changes, and neither does what bears a Revision's name that the user chose.
-fn immutable(kind: Kind, object: &Value, old: &Value, errors: &mut Errors) {
-    let (pointer, message, path) = match kind {
-        Kind::Revision => ("/spec", "Immutable fields changed (-old +new)", "spec"),
+fn immutable(kind: Kind, object: &Value, old: &Value, mut errors: Errors) -> Errors {
+    let (part, way, message, path) = match kind {
+        Kind::Revision => (["spec"].as_slice(), "spec", "Immutable fields changed (-old +new)", "spec"),
         Kind::Service | Kind::Configuration => (
-            "/spec/template",
+            ["spec", "template"].as_slice(),
+            "spec.template",
             "Saw the following changes without a name change (-old +new)",
             "spec.template.metadata.name",
         ),
-        Kind::Route => return,
+        Kind::Route | Kind::DomainMapping => return errors,
     };
-    let absent = Value::Null;
-    let part = |object: &'_ Value| object.pointer(pointer).unwrap_or(&absent).clone();
-    let (before, after) = (part(old), part(object));
+    let at = |object: &Value| part.iter().fold(object, |object, key| &object[*key]).clone();
+    let (before, after) = (at(old), at(object));
     let name = text(&after["metadata"], "name");
     if kind != Kind::Revision && (name.is_empty() || name != text(&before["metadata"], "name")) {
-        return;
+        return errors;
     }
     let mut changes = Vec::new();
-    changed_fields(&before, &after, pointer.trim_start_matches('/').replace('/', "."), &mut changes);
-    if !changes.is_empty() {
-        errors.add_detailed(message, path, changes.join("\n"));
+    changed_fields(&before, &after, way.to_owned(), &mut changes);
+    if changes.is_empty() {
+        return errors;
     }
+    // About a Revision nothing else is said then.
+    if kind == Kind::Revision {
+        errors = Errors::default();
+    }
+    errors.add_detailed(message, [path], changes.join("\n"));
+    errors
 }
 
 /// Each field that differs, with both values.

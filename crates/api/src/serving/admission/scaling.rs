@@ -4,8 +4,9 @@
 
 use serde_json::Value;
 
-use super::Settings;
 use super::errors::Errors;
+use super::{annotation, go};
+use crate::config::Autoscaler;
 use crate::serving::annotations::{self as keys, CLASS_HPA, CLASS_KPA, Spellings};
 
 /// Most pods that a number can express.
@@ -13,144 +14,134 @@ const MOST: i64 = i32::MAX as i64;
 const SECOND: i64 = 1_000_000_000;
 const HOUR: i64 = 3_600 * SECOND;
 
-/// Annotations under their path.
-struct Reader<'a> {
-    annotations: &'a Value,
-    path: &'a str,
-}
-
-impl<'a> Reader<'a> {
-    /// Key and value in whichever spelling is there.
-    fn get(&self, spellings: Spellings) -> Option<(String, &'a str)> {
-        let find = |key: &&str| self.annotations[*key].as_str().map(|value| (format!("{}.{key}", self.path), value));
-        spellings.iter().find_map(find)
+/// Checks the annotations of a Revision or its template.
+pub(super) fn validate(annotations: &Value, settings: &Autoscaler) -> Errors {
+    let mut errors = Errors::default();
+    if annotations.as_object().is_none_or(|map| map.is_empty()) {
+        return errors;
     }
-
-    fn number(&self, spellings: Spellings, errors: &mut Errors, check: impl FnOnce(f64, &str, String, &mut Errors)) {
-        let Some((path, value)) = self.get(spellings) else { return };
-        match value.parse() {
-            Ok(number) => check(number, value, path, errors),
-            Err(_) => errors.invalid(value, path),
-        }
-    }
-
-    fn range(&self, spellings: Spellings, least: f64, most: f64, errors: &mut Errors) {
-        self.number(spellings, errors, |number, value, path, errors| {
-            if !(least..=most).contains(&number) {
-                errors.out_of_bounds(value, least, most, path);
-            }
-        });
-    }
-
-    fn duration(&self, spellings: Spellings, least: (i64, &str), errors: &mut Errors) {
-        let Some((path, value)) = self.get(spellings) else { return };
-        match base::duration::parse_nanoseconds(value) {
-            None => errors.invalid(value, path),
-            Some(time) if time < least.0 || time > HOUR => errors.out_of_bounds(value, least.1, "1h0m0s", path),
-            Some(time) if time % SECOND != 0 => errors.add("must be specified with at most second precision", path),
+    class(annotations, settings, &mut errors);
+    scales(annotations, settings, &mut errors);
+    range(annotations, keys::PANIC_WINDOW_PERCENTAGE, 1.0, 100.0, &mut errors);
+    range(annotations, keys::PANIC_THRESHOLD_PERCENTAGE, 110.0, 1_000.0, &mut errors);
+    range(annotations, keys::TARGET_UTILIZATION_PERCENTAGE, 1.0, 100.0, &mut errors);
+    if let Some((key, value)) = annotation(annotations, keys::TARGET) {
+        match go::float(value) {
+            None => errors.invalid(value, key),
+            Some(number) if number < 0.01 => errors.add(format!("target {value} should be at least 0.01"), [key]),
             Some(_) => {}
         }
     }
-
-    /// A number of pods; 0 when it is absent or wrong.
-    fn count(&self, spellings: Spellings, errors: &mut Errors) -> i64 {
-        let Some((path, value)) = self.get(spellings) else { return 0 };
-        match value.parse::<i64>() {
-            Ok(count) if (0..=MOST).contains(&count) => return count,
-            Ok(_) => errors.out_of_bounds(value, 0, MOST, path),
-            Err(_) => errors.invalid(value, path),
-        }
-        0
+    if let Some((key, value)) = annotation(annotations, keys::TARGET_BURST_CAPACITY)
+        && go::float(value).is_none_or(|number| number < 0.0 && number != -1.0)
+    {
+        errors.invalid(value, key);
     }
+    duration(annotations, keys::WINDOW, (6 * SECOND, "6s"), true, &mut errors);
+    duration(annotations, keys::SCALE_DOWN_DELAY, (0, "0s"), true, &mut errors);
+    duration(annotations, keys::SCALE_TO_ZERO_POD_RETENTION_PERIOD, (0, "0s"), false, &mut errors);
+    initial(annotations, settings, &mut errors);
+    errors
 }
 
-/// Checks the annotations of a Revision or its template.
-pub(super) fn validate(annotations: &Value, path: &str, settings: &Settings, errors: &mut Errors) {
-    if annotations.as_object().is_none_or(|map| map.is_empty()) {
-        return;
-    }
-    let reader = Reader { annotations, path };
-    class_and_metric(&reader, errors);
-    reader.number(keys::TARGET, errors, |number, value, path, errors| {
-        if number < 0.01 {
-            errors.add(format!("target {value} should be at least 0.01"), path);
-        }
-    });
-    reader.range(keys::TARGET_UTILIZATION_PERCENTAGE, 1.0, 100.0, errors);
-    reader.range(keys::PANIC_WINDOW_PERCENTAGE, 1.0, 100.0, errors);
-    reader.range(keys::PANIC_THRESHOLD_PERCENTAGE, 110.0, 1_000.0, errors);
-    reader.number(keys::TARGET_BURST_CAPACITY, errors, |number, value, path, errors| {
-        if number < 0.0 && number != -1.0 {
-            errors.invalid(value, path);
-        }
-    });
-    reader.duration(keys::WINDOW, (6 * SECOND, "6s"), errors);
-    reader.duration(keys::SCALE_DOWN_DELAY, (0, "0s"), errors);
-    reader.duration(keys::SCALE_TO_ZERO_POD_RETENTION_PERIOD, (0, "0s"), errors);
-    scales(&reader, settings, errors);
-}
-
-fn class_and_metric(reader: &Reader<'_>, errors: &mut Errors) {
-    let class = reader.get(keys::CLASS);
-    if let Some((path, value)) = &class
+fn class(annotations: &Value, settings: &Autoscaler, errors: &mut Errors) {
+    let class = annotation(annotations, keys::CLASS);
+    if let Some((key, value)) = class
         && value.ends_with(".knative.dev")
-        && *value != CLASS_KPA
-        && *value != CLASS_HPA
+        && value != CLASS_KPA
+        && value != CLASS_HPA
     {
-        errors.invalid(value, path.clone());
+        errors.invalid(value, key);
     }
-    let class = class.map_or(CLASS_KPA, |(_, value)| value);
-    if let Some((path, metric)) = reader.get(keys::METRIC)
-        && (class == CLASS_KPA || class.is_empty())
-        && !["concurrency", "rps"].contains(&metric)
+    if let Some((_, metric)) = annotation(annotations, keys::METRIC) {
+        let class = class.map_or(settings.class.as_str(), |(_, value)| value);
+        // Foreign classes have metrics of their own.
+        let known = match class {
+            CLASS_KPA => metric == "concurrency" || metric == "rps",
+            CLASS_HPA => !metric.is_empty(),
+            _ => true,
+        };
+        if !known {
+            errors.invalid(metric, keys::METRIC[0]);
+        }
+    }
+    if let Some((key, algorithm)) = annotation(annotations, keys::METRIC_AGGREGATION_ALGORITHM)
+        && class.is_some_and(|(_, value)| value == CLASS_KPA)
+        && !["", "linear", "weighted-exponential", "weightedExponential"].contains(&algorithm)
     {
-        errors.invalid(metric, path);
+        errors.invalid(algorithm, key);
     }
 }
 
-fn scales(reader: &Reader<'_>, settings: &Settings, errors: &mut Errors) {
-    let min = reader.count(keys::MIN_SCALE, errors);
-    let max = reader.count(keys::MAX_SCALE, errors);
-    let path = |spellings: Spellings| reader.get(spellings).map(|(path, _)| path).unwrap_or_default();
+fn range(annotations: &Value, spellings: Spellings, least: f64, most: f64, errors: &mut Errors) {
+    let Some((key, value)) = annotation(annotations, spellings) else { return };
+    match go::float(value) {
+        None => errors.invalid(value, key),
+        Some(number) if number < least || number > most => errors.out_of_bounds(value, least, most, key),
+        Some(_) => {}
+    }
+}
+
+fn duration(annotations: &Value, spellings: Spellings, least: (i64, &str), whole: bool, errors: &mut Errors) {
+    let Some((key, value)) = annotation(annotations, spellings) else { return };
+    match base::duration::parse_nanoseconds(value) {
+        None => errors.invalid(value, key),
+        Some(time) if time < least.0 || time > HOUR => errors.out_of_bounds(value, least.1, "1h0m0s", key),
+        Some(time) if whole && time % SECOND != 0 => {
+            errors.add("must be specified with at most second precision", [key]);
+        }
+        Some(_) => {}
+    }
+}
+
+/// A number of pods; 0 when it is absent or wrong.
+fn count(annotations: &Value, spellings: Spellings, errors: &mut Errors) -> i64 {
+    let Some((key, value)) = annotation(annotations, spellings) else { return 0 };
+    match go::integer(value) {
+        Some(count) if (0..=i128::from(MOST)).contains(&count) => return i64::try_from(count).unwrap_or(MOST),
+        Some(_) => errors.out_of_bounds(value, 0, MOST, key),
+        None => errors.invalid(value, key),
+    }
+    0
+}
+
+fn scales(annotations: &Value, settings: &Autoscaler, errors: &mut Errors) {
+    let min = count(annotations, keys::MIN_SCALE, errors);
+    let max = count(annotations, keys::MAX_SCALE, errors);
     if max != 0 && max < min {
         let message = format!("max-scale={max} is less than min-scale={min}");
-        errors.add(message.clone(), path(keys::MAX_SCALE));
-        errors.add(message, path(keys::MIN_SCALE));
+        errors.add(message, [keys::MAX_SCALE[0], keys::MIN_SCALE[0]]);
     }
-    if settings.max_scale_limit > 0 && reader.get(keys::MAX_SCALE).is_some() {
-        let limit = settings.max_scale_limit;
-        if max == 0 {
-            errors.add(format!("max-scale=0 (unlimited), must be less than {limit}"), path(keys::MAX_SCALE));
-        } else if max > limit {
-            errors.out_of_bounds(max, 1, limit, path(keys::MAX_SCALE));
+    let limit = i64::from(settings.max_scale_limit);
+    if let Some((key, _)) = annotation(annotations, keys::MAX_SCALE).filter(|_| limit != 0) {
+        if max > limit {
+            errors.out_of_bounds(max, 1, limit, key);
+        } else if max == 0 {
+            errors.add(format!("max-scale=0 (unlimited), must be less than {limit}"), [key]);
         }
     }
-    if let Some((path, value)) = reader.get(keys::INITIAL_SCALE) {
-        match value.parse::<i64>() {
-            Ok(count) if count < 0 => {
-                errors.add(format!("invalid value: {value}"), format!("{path} must be greater than 0"))
-            }
-            Ok(0) if !settings.allow_zero_initial_scale => {
-                errors.add("invalid value: 0", format!("{path}=0 not allowed by cluster"));
-            }
-            Ok(_) => {}
-            Err(_) => errors.invalid(value, path),
+    let Some((key, value)) = annotation(annotations, keys::ACTIVATION_SCALE) else { return };
+    match go::integer(value).and_then(|count| i32::try_from(count).ok()).map(i64::from) {
+        None => errors.invalid(value, key),
+        Some(count) if min > count => {
+            errors.add(format!("min-scale={min} is greater than activation-scale={count}"), [key]);
         }
+        Some(count) if max < count && max != 0 => {
+            errors.add(format!("max-scale={max} is less than activation-scale={count}"), [key]);
+        }
+        Some(count) if count < 2 => errors.add(format!("activation-scale={count} must be greater than 1"), [key]),
+        Some(_) => {}
     }
-    activation(reader, min, max, errors);
 }
 
-fn activation(reader: &Reader<'_>, min: i64, max: i64, errors: &mut Errors) {
-    let Some((path, value)) = reader.get(keys::ACTIVATION_SCALE) else { return };
-    match value.parse::<i64>() {
-        Err(_) => errors.invalid(value, path),
-        Ok(count) if count < min => {
-            errors.add(format!("min-scale={min} is greater than activation-scale={count}"), path);
+fn initial(annotations: &Value, settings: &Autoscaler, errors: &mut Errors) {
+    let Some((key, value)) = annotation(annotations, keys::INITIAL_SCALE) else { return };
+    match go::integer(value).and_then(|count| i64::try_from(count).ok()) {
+        None => errors.invalid(value, key),
+        Some(count) if count < 0 => errors.invalid(value, &format!("{key} must be greater than 0")),
+        Some(0) if !settings.allow_zero_initial_scale => {
+            errors.invalid(value, &format!("{key}=0 not allowed by cluster"));
         }
-        Ok(count) if count < 2 => errors.add(format!("activation-scale={count} must be greater than 1"), path),
-        Ok(count) if max != 0 && count > max => {
-            errors.add(format!("max-scale={max} is less than activation-scale={count}"), path);
-        }
-        Ok(_) => {}
+        Some(_) => {}
     }
 }

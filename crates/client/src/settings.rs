@@ -1,0 +1,85 @@
+//! The platform's ConfigMaps as they are now.
+//!
+//! Each role keeps its own [`Live`], fed by the shared cache. A ConfigMap that cannot be used (admission refuses it, but
+//! it may be older) leaves the values that counted before, and is told of in the log.
+
+use std::sync::Arc;
+
+use api::config::{Map, Settings};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt;
+use parking_lot::RwLock;
+use tracing::{error, info, warn};
+
+use crate::cache::{Caches, Change};
+
+/// Settings that change while the platform runs.
+#[derive(Default)]
+pub struct Live(RwLock<Arc<Settings>>);
+
+impl Live {
+    /// The settings now.
+    pub fn get(&self) -> Arc<Settings> {
+        self.0.read().clone()
+    }
+
+    /// Takes over every ConfigMap from `caches`, now and from now on.
+    pub fn follow(self: &Arc<Self>, caches: &Caches) {
+        let live = self.clone();
+        caches.of::<ConfigMap>().subscribe(move |change| {
+            live.observe(change);
+        });
+    }
+
+    /// Takes over a ConfigMap, or its absence; its name if that changed anything.
+    pub fn observe(&self, change: &Change<ConfigMap>) -> Option<&'static str> {
+        let key = change.key();
+        let map = Map::of(&key.name).filter(|_| key.namespace == api::SYSTEM_NAMESPACE)?;
+        let data = change.new.as_ref().map(|new| new.data.clone().unwrap_or_default());
+        for remark in data.iter().filter_map(|data| map.check(data).ok()).flatten() {
+            warn!("{remark}");
+        }
+        let mut present = self.0.write();
+        let mut next = (**present).clone();
+        match next.apply(map.name, data.as_ref()) {
+            Ok(false) => None,
+            Ok(true) => {
+                *present = Arc::new(next);
+                info!(config_map = map.name, version = change.object().resource_version(), "settings changed");
+                Some(map.name)
+            }
+            Err(error) => {
+                error!(%error, "the settings stay as they were");
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn map(namespace: &str, data: &[(&str, &str)]) -> Option<Arc<ConfigMap>> {
+        let data: BTreeMap<&str, &str> = data.iter().copied().collect();
+        let metadata = serde_json::json!({"name": "config-defaults", "namespace": namespace});
+        Some(Arc::new(serde_json::from_value(serde_json::json!({"metadata": metadata, "data": data})).unwrap()))
+    }
+
+    #[test]
+    fn settings_follow_and_wrong_ones_change_nothing() {
+        let live = Live::default();
+        let set = |new: Option<Arc<ConfigMap>>, old| live.observe(&Change { old, new });
+        let timeout = || live.get().defaults.timeout_seconds;
+        assert_eq!(set(map("other", &[("revision-timeout-seconds", "20")]), None), None);
+        assert_eq!(timeout(), 300);
+        let present = map("colibri-system", &[("revision-timeout-seconds", "20")]);
+        assert_eq!(set(present.clone(), None), Some("config-defaults"));
+        assert_eq!(timeout(), 20);
+        assert_eq!(set(map("colibri-system", &[("revision-timeout-seconds", "x")]), present.clone()), None);
+        assert_eq!(timeout(), 20);
+        assert_eq!(set(None, present), Some("config-defaults"));
+        assert_eq!(timeout(), 300);
+    }
+}
