@@ -2,6 +2,7 @@
 //!
 //! - [`window`]: samples of the last seconds and their averages.
 //! - [`decide`]: how many pods a Revision wants.
+//! - [`rollout`]: how traffic moves to a new Revision.
 //! - [`zero`]: when a wanted 0 becomes a real one.
 //! - [`settings`]: the ConfigMap `config-autoscaler` and the annotations of a Revision.
 //!
@@ -12,6 +13,7 @@
 
 pub mod decide;
 mod delay;
+pub mod rollout;
 pub mod settings;
 pub mod window;
 pub mod zero;

@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_webhook_does_what_the_built_in_admission_does() {
-        let object = service(json!({"template": {"spec": {"containers": [{"image": "x"}]}}}));
+        let object = service(json!({"template": {"spec": {"containers": [{"image": "hello"}]}}}));
         let answered = ask(DEFAULTING_PATH, &review(object.clone())).unwrap();
         let patch = STANDARD.decode(answered["response"]["patch"].as_str().unwrap()).unwrap();
         let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();

@@ -7,6 +7,7 @@ mod bench;
 mod chaos;
 mod claims;
 mod cli;
+mod configuration;
 mod containers;
 mod demo;
 mod docs;
