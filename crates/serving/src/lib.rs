@@ -228,6 +228,7 @@ fn config_map_changed(context: &Context, change: &Change<ConfigMap>) {
             context.autoscaler.configure(&context.live.get().autoscaler);
             add_all(&context.caches.autoscalers, &context.queues.autoscalers);
         }
+        Some(settings::gc::NAME) => add_all(&context.caches.configurations, &context.queues.configurations),
         Some(settings::network::NAME | settings::domain::NAME) => {
             add_all(&context.caches.routes, &context.queues.routes)
         }

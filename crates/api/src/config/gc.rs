@@ -19,7 +19,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 const fn key(name: &'static str, default: &'static str, about: &'static str) -> Key {
-    Key { name, default, about, in_force: false }
+    Key { name, default, about, in_force: true }
 }
 
 /// The values of `config-gc`.

@@ -15,8 +15,8 @@ pub const NAME: &str = "config-network";
 pub const KEYS: &[Key] = &[
     key("domain-template", "{{.Name}}.{{.Namespace}}.{{.Domain}}", "host of a service, or with a tag's name in front"),
     key("default-external-scheme", "http", "scheme of public URLs: http or https"),
+    key("rollout-duration", "0", "seconds over which traffic moves to a new Revision"),
     idle("tag-template", "{{.Tag}}-{{.Name}}", "name of a tag's host"),
-    idle("rollout-duration", "0", "seconds over which traffic moves to a new Revision"),
     idle("autocreate-cluster-domain-claims", "false", "whether a DomainMapping may claim its domain by itself"),
     idle("external-domain-tls", "Disabled", "certificates for public domains"),
     idle("cluster-local-domain-tls", "Disabled", "certificates inside the cluster"),

@@ -24,6 +24,10 @@ pub const ROUTING_STATE_LABEL: &str = "serving.knative.dev/routingState";
 pub const ROUTING_STATE_MODIFIED_ANNOTATION: &str = "serving.knative.dev/routingStateModified";
 /// Routes that a Revision serves.
 pub const ROUTES_ANNOTATION: &str = "serving.knative.dev/routes";
+/// `true` keeps a Revision that nobody uses.
+pub const NO_GC_ANNOTATION: &str = "serving.knative.dev/no-gc";
+/// How far traffic has moved to a new Revision; in a Route's status.
+pub const ROLLOUT_ANNOTATION: &str = "networking.internal.knative.dev/rollout";
 /// User who made the object.
 pub const CREATOR_ANNOTATION: &str = "serving.knative.dev/creator";
 /// User who changed it last.

@@ -184,6 +184,9 @@ pub struct RouteStatus {
     pub observed_generation: Option<i64>,
     /// `Ready`, `AllTrafficAssigned`, `IngressReady`, `CertificateProvisioned`.
     pub conditions: Vec<Condition>,
+    /// State of a gradual rollout.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
     /// Public URL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,

@@ -1,5 +1,7 @@
-//! Configuration: a Revision for each generation of its template, and which one is the latest ready.
+//! Configuration: a Revision for each generation of its template, which one is the latest ready, and the end of those
+//! that nobody uses.
 
+mod gc;
 mod plan;
 mod resources;
 
@@ -12,7 +14,7 @@ use client::queue::Outcome;
 use kube::ResourceExt;
 
 use crate::context::Context;
-use crate::write::{self, WriteError};
+use crate::write::{self, Write, WriteError};
 
 /// What is known about one Configuration.
 #[derive(Clone, Debug)]
@@ -35,7 +37,14 @@ fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
 /// Brings one Configuration's Revision and status up to date.
 pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
     let Some(observed) = observe(&context, &key) else { return Ok(Outcome::Done) };
-    let writes = plan::plan(&observed, context.now());
+    let settings = context.live.get();
+    let (unused, wait) = gc::collect(&observed, &settings.gc, context.now());
+    let mut writes = plan::plan(&observed, context.now());
+    // One that was just put to use again is not the one that was seen.
+    writes.extend(unused.into_iter().map(|revision| Write::DeleteUnchanged(Revision::clone(&revision).into())));
     write::apply(&context.client, observed.configuration.as_ref(), &writes).await?;
+    if let Some(wait) = wait {
+        context.queues.configurations.add_after(key, wait);
+    }
     Ok(Outcome::Done)
 }

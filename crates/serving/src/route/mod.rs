@@ -5,6 +5,7 @@
 
 mod plan;
 mod resources;
+mod rollout;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -91,6 +92,9 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
         context.unresolved.lock().insert(key.clone());
     }
     write::apply(&context.client, observed.route.as_ref(), &plan.writes).await?;
+    if let Some(next) = plan.next_step {
+        context.queues.routes.add_after(key.clone(), next);
+    }
     if plan.resolved && !observed.programmed {
         await_gateway(&context, &key, generation_of(&observed.route));
     }

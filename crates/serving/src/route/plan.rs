@@ -1,5 +1,7 @@
 //! What to write for a Route. Pure.
 
+use std::time::Duration;
+
 use api::conditions::{ConditionStatus, Conditions, READY};
 use api::serving::annotations as keys;
 use api::serving::{Addressable, ROUTE_DEPENDENTS, Revision, Route, RouteStatus, TrafficTarget};
@@ -8,6 +10,7 @@ use k8s_openapi::api::core::v1::Service as CoreService;
 use kube::ResourceExt;
 
 use super::resources::Naming;
+use super::rollout::{self, Split};
 use super::{Observed, resources};
 use crate::meta::{adopt, controller, is_deleted};
 use crate::write::Write;
@@ -16,10 +19,11 @@ const ALL_TRAFFIC_ASSIGNED: &str = "AllTrafficAssigned";
 const INGRESS_READY: &str = "IngressReady";
 const CERTIFICATE_PROVISIONED: &str = "CertificateProvisioned";
 
-/// What to write, and whether every target could be resolved.
+/// What to write, whether every target could be resolved, and when a rollout's next step is due.
 pub(super) struct Plan {
     pub(super) writes: Vec<Write>,
     pub(super) resolved: bool,
+    pub(super) next_step: Option<Duration>,
 }
 
 /// Why a target gets no traffic.
@@ -34,18 +38,20 @@ struct BadTarget {
 pub(super) fn plan(observed: &Observed, naming: &Naming<'_>, now: Timestamp) -> Plan {
     let route = observed.route.as_ref();
     if is_deleted(route) {
-        return Plan { writes: Vec::new(), resolved: true };
+        return Plan { writes: Vec::new(), resolved: true, next_step: None };
     }
     let traffic = resolve(observed, naming);
     let resolved = traffic.is_ok();
-    let status = status(observed, traffic, naming, now);
+    let split = traffic.map(|traffic| rollout::split(observed, traffic, &naming.settings.network, now));
+    let next_step = split.as_ref().ok().and_then(|split| split.next_step);
+    let status = status(observed, split, naming, now);
     let mut writes = placeholders(observed, naming);
     // Revisions are marked before the traffic moves to them, and unmarked after it has left.
     writes.extend(routing_states(observed, &status, now));
     if route.status.as_ref() != Some(&status) {
         writes.push(Write::Status(Route { status: Some(status), ..route.clone() }.into()));
     }
-    Plan { writes, resolved }
+    Plan { writes, resolved, next_step }
 }
 
 /// The targets as the status shows them, each with its Revision.
@@ -129,21 +135,21 @@ fn missing(reason: &'static str, kind: &str, name: &str) -> BadTarget {
     BadTarget { status: ConditionStatus::False, reason, message }
 }
 
-fn status(
-    observed: &Observed,
-    traffic: Result<Vec<TrafficTarget>, BadTarget>,
-    naming: &Naming<'_>,
-    now: Timestamp,
-) -> RouteStatus {
+fn status(observed: &Observed, split: Result<Split, BadTarget>, naming: &Naming<'_>, now: Timestamp) -> RouteStatus {
     let route = observed.route.as_ref();
     let mut status = route.status.clone().unwrap_or_default();
     let mut conditions = Conditions::resume(ROUTE_DEPENDENTS, std::mem::take(&mut status.conditions), now);
     status.url = Some(resources::url(route, None, naming));
     status.address = Some(Addressable { url: Some(resources::local_url(route, naming)) });
     conditions.mark_true_with(CERTIFICATE_PROVISIONED, "TLSNotEnabled", "external-domain-tls is not enabled");
-    match traffic {
-        Ok(traffic) => {
-            status.traffic = traffic;
+    let rolls_out = split.as_ref().is_ok_and(|split| split.in_progress);
+    match split {
+        Ok(split) => {
+            status.traffic = split.traffic;
+            match split.state {
+                Some(state) => status.annotations.insert(keys::ROLLOUT_ANNOTATION.to_owned(), state),
+                None => status.annotations.remove(keys::ROLLOUT_ANNOTATION),
+            };
             conditions.mark_true(ALL_TRAFFIC_ASSIGNED);
         }
         Err(bad) if bad.status == ConditionStatus::False => {
@@ -154,6 +160,9 @@ fn status(
     if let Some(foreign) = foreign_placeholder(observed) {
         let message = format!("There is an existing placeholder Service {foreign:?} that we do not own.");
         conditions.mark_false(INGRESS_READY, "NotOwned", &message);
+    } else if rolls_out {
+        let message = "A gradual rollout of the latest revision(s) is in progress.";
+        conditions.mark_unknown(INGRESS_READY, "RolloutInProgress", message);
     } else if observed.programmed && conditions.is_true(ALL_TRAFFIC_ASSIGNED) {
         conditions.mark_true(INGRESS_READY);
     } else if !(conditions.is_true(INGRESS_READY) && status.observed_generation == route.metadata.generation) {

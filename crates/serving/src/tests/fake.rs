@@ -141,7 +141,8 @@ impl Api {
     /// Creates or replaces an object as a user would.
     pub(super) fn put(&self, kind: &str, object: Value) {
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-        let place = Place { kind: kind.to_owned(), namespace: "default".to_owned(), name };
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
+        let place = Place { kind: kind.to_owned(), namespace, name };
         let present = self.state.lock().objects.contains_key(&place);
         if present {
             self.state.lock().replace(&place, object, false).unwrap();

@@ -21,6 +21,7 @@ const SERVICES: &str = "/apis/serving.knative.dev/v1/services";
 const ROUTES: &str = "/apis/serving.knative.dev/v1/routes";
 const AUTOSCALERS: &str = "/apis/autoscaling.internal.knative.dev/v1alpha1/podautoscalers";
 const CONFIGURATIONS: &str = "/apis/serving.knative.dev/v1/configurations";
+const CONFIG_MAPS: &str = "/api/v1/configmaps";
 const REVISIONS: &str = "/apis/serving.knative.dev/v1/revisions";
 
 struct Platform {
@@ -52,6 +53,14 @@ async fn platform(api: Api) -> Platform {
     let config = Config { addresses, node_name: Some("node".to_owned()), clock: now, ..Config::default() };
     let serving = Serving::start(config, caches, gateway, Arc::new(Registry), tasks, stop.clone()).await;
     Platform { api, serving, stop }
+}
+
+/// A ConfigMap of the platform.
+fn config_map(name: &str, data: Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "data": data,
+        "metadata": {"name": name, "namespace": "colibri-system", "uid": name},
+    })
 }
 
 /// The controllers end and start again over the same API server.
@@ -399,4 +408,114 @@ async fn a_tag_has_a_url_and_a_placeholder_of_its_own() {
     platform.until("Ready", "True").await;
     sleep(Duration::from_secs(1)).await;
     assert!(platform.api.get("/api/v1/services", "old-hello").is_none());
+}
+
+/// Shares of the Service's traffic, by Revision.
+fn traffic(platform: &Platform) -> Vec<(String, i64)> {
+    let service = platform.api.get(SERVICES, "hello").unwrap();
+    let targets = service["status"]["traffic"].as_array().cloned().unwrap_or_default();
+    let share =
+        |target: &Value| (target["revisionName"].as_str().unwrap().to_owned(), target["percent"].as_i64().unwrap());
+    targets.iter().map(share).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn traffic_moves_gradually_and_goes_on_after_a_restart() {
+    let mut platform = platform(Api::new()).await;
+    let gradual = |image: &str| {
+        let mut service = service(image, json!({}));
+        service["metadata"]["annotations"]["serving.knative.dev/rollout-duration"] = "10s".into();
+        service
+    };
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+    platform.until("Ready", "True").await;
+    sleep(Duration::from_secs(5)).await;
+    platform.api.put(SERVICES, gradual("r.example/hello:v2"));
+    let mut seen = Vec::new();
+    for step in 0..3_000 {
+        let shares = traffic(&platform);
+        assert_eq!(shares.iter().map(|(_, percent)| percent).sum::<i64>(), 100, "{shares:?}");
+        let newest = shares.iter().find(|(name, _)| name == "hello-00002").map_or(0, |(_, percent)| *percent);
+        if seen.last() != Some(&newest) {
+            seen.push(newest);
+        }
+        if newest == 100 {
+            break;
+        }
+        if newest > 0 {
+            let route = platform.api.get(ROUTES, "hello").unwrap();
+            let wanted = ("Unknown".to_owned(), "RolloutInProgress".to_owned());
+            let ready = condition(&route, "Ready");
+            assert_eq!((ready.0, ready.1), wanted, "{shares:?}");
+        }
+        if newest == 34 && step % 7 == 0 {
+            platform = restart(platform).await;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(seen, [0, 1, 12, 23, 34, 45, 56, 67, 78, 89, 100]);
+    platform.until("Ready", "True").await;
+    assert_eq!(traffic(&platform), [("hello-00002".to_owned(), 100)]);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(platform.look_again().await, Vec::<String>::new(), "planning again writes nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn revisions_that_nobody_uses_go_in_their_time() {
+    let platform = platform(Api::new()).await;
+    platform.api.put(
+        CONFIG_MAPS,
+        config_map(
+            "config-gc",
+            json!({
+                "retain-since-create-time": "disabled", "retain-since-last-active-time": "1h",
+                "min-non-active-revisions": "0",
+            }),
+        ),
+    );
+    let names = || {
+        let revisions = platform.api.list("revisions");
+        revisions.iter().map(|revision| revision["metadata"]["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    for version in 1..=3 {
+        platform.api.put(SERVICES, service(&format!("r.example/hello:v{version}"), json!({})));
+        sleep(Duration::from_millis(100)).await;
+        platform.until("Ready", "True").await;
+    }
+    sleep(Duration::from_secs(3_000)).await;
+    assert_eq!(names(), ["hello-00001", "hello-00002", "hello-00003"]);
+    sleep(Duration::from_secs(700)).await;
+    assert_eq!(names(), ["hello-00003"]);
+    platform.until("Ready", "True").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn urls_follow_the_config_maps() {
+    let platform = platform(Api::new()).await;
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+    platform.until("Ready", "True").await;
+    let url = || platform.api.get(SERVICES, "hello").unwrap()["status"]["url"].as_str().unwrap_or_default().to_owned();
+    let rows = [
+        ("config-domain", json!({"example.com": ""}), "http://hello.default.example.com:8080"),
+        (
+            "config-network",
+            json!({"domain-template": "{{.Name}}-{{.Namespace}}.{{.Domain}}"}),
+            "http://hello-default.example.com:8080",
+        ),
+        ("config-network", json!({"default-external-scheme": "https"}), "https://hello.default.example.com"),
+        ("config-network", json!({"default-external-scheme": "gopher"}), "https://hello.default.example.com"),
+        ("config-network", json!({}), "http://hello.default.example.com:8080"),
+        ("config-domain", json!({"example.com": "selector: {app: other}"}), "http://hello.default.localhost:8080"),
+    ];
+    for (name, data, wanted) in rows {
+        platform.api.put(CONFIG_MAPS, config_map(name, data.clone()));
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(url(), wanted, "{name} {data}");
+    }
+    let template = json!({"logging.revision-url-template": "http://logs.example/${REVISION_UID}"});
+    platform.api.put(CONFIG_MAPS, config_map("config-observability", template));
+    sleep(Duration::from_millis(500)).await;
+    let revision = platform.api.get(REVISIONS, "hello-00001").unwrap();
+    let uid = revision["metadata"]["uid"].as_str().unwrap();
+    assert_eq!(revision["status"]["logUrl"], format!("http://logs.example/{uid}"));
 }
