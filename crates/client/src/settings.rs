@@ -58,13 +58,18 @@ impl Live {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
     use super::*;
-    use std::collections::BTreeMap;
 
     fn map(namespace: &str, data: &[(&str, &str)]) -> Option<Arc<ConfigMap>> {
-        let data: BTreeMap<&str, &str> = data.iter().copied().collect();
-        let metadata = serde_json::json!({"name": "config-defaults", "namespace": namespace});
-        Some(Arc::new(serde_json::from_value(serde_json::json!({"metadata": metadata, "data": data})).unwrap()))
+        let data = data.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let metadata = ObjectMeta {
+            name: Some("config-defaults".to_owned()),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        };
+        Some(Arc::new(ConfigMap { metadata, data: Some(data), ..ConfigMap::default() }))
     }
 
     #[test]
