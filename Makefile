@@ -7,7 +7,7 @@ SHELL := /bin/bash
 TEST_PACKAGES := nginx-light wrk docker-registry skopeo python3 nftables curl
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo build static test test-packages lint runtimes unit e2e e2e-processes chaos bench soak dist clean
+.PHONY: demo build static test test-packages lint runtimes unit e2e e2e-processes e2e-kubernetes e2e-inside chaos bench soak dist clean
 
 demo: build
 	$(SUDO) target/release/colibri up --demo
@@ -67,6 +67,21 @@ chaos: static
 e2e-processes: static
 	cargo build --profile ci --locked --workspace --bins
 	export E2E_LAYOUT=processes
+	$(call run-tests,package(e2e),--package e2e)
+
+# The same with Kubernetes' own control plane instead of our API server, in a network namespace made for it. Its programs
+# are in KUBEBUILDER_ASSETS (etcd, kube-apiserver, kube-controller-manager, kube-scheduler), or are built first.
+KUBEBUILDER_ASSETS ?= $(CURDIR)/target/kubernetes
+e2e-kubernetes: static
+	test -x "$(KUBEBUILDER_ASSETS)/kube-apiserver" || tools/kubernetes-control-plane "$(KUBEBUILDER_ASSETS)"
+	cargo build --profile ci --locked --workspace --bins
+	export KUBEBUILDER_ASSETS="$(KUBEBUILDER_ASSETS)"
+	unshare --net $(MAKE) --no-print-directory e2e-inside
+
+e2e-inside:
+	ip link set lo up
+	ip address add 192.0.2.1/32 dev lo
+	export E2E_LAYOUT=kubernetes NEXTEST_TEST_THREADS=1 RUST_TEST_THREADS=1
 	$(call run-tests,package(e2e),--package e2e)
 
 # Measures a fresh platform on free ports beside nginx and plain processes, and writes docs/benchmarks.md.

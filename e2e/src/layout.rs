@@ -1,6 +1,7 @@
 //! The processes that make up a platform: all of it in one (`colibri up`), or each role in its own.
 //!
-//! `E2E_LAYOUT=processes` chooses the second for every platform that tests start.
+//! `E2E_LAYOUT=processes` chooses the second for every platform that tests start; `E2E_LAYOUT=kubernetes` the second with
+//! Kubernetes' own control plane instead of our API server.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
-use crate::platform::{Options, binary, run};
+use crate::kubernetes;
+use crate::platform::{Options, Output, binary, run};
 
 /// How the roles of a platform are spread over processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +22,9 @@ pub enum Layout {
     One,
     /// `colibri apiserver`, `controller`, `gateway` and `node`; the API server does nothing that another would not.
     Processes,
+    /// `colibri controller`, `gateway` and `node` beside etcd, kube-apiserver, kube-controller-manager and
+    /// kube-scheduler, which `KUBEBUILDER_ASSETS` names the folder of.
+    Kubernetes,
 }
 
 /// The layout that tests run with.
@@ -31,7 +36,8 @@ pub fn layout() -> Layout {
     match std::env::var("E2E_LAYOUT").as_deref() {
         Err(_) | Ok("" | "one") => Layout::One,
         Ok("processes") => Layout::Processes,
-        Ok(other) => panic!("E2E_LAYOUT={other:?} is neither one nor processes"),
+        Ok("kubernetes") => Layout::Kubernetes,
+        Ok(other) => panic!("E2E_LAYOUT={other:?} is none of one, processes, kubernetes"),
     }
 }
 
@@ -51,6 +57,7 @@ pub struct Process {
     pub role: String,
     /// The process; `None` once its end was seen.
     pub child: Option<Child>,
+    program: PathBuf,
     arguments: Vec<String>,
     /// A program of `/usr/bin` that it does not see.
     hidden: Option<&'static str>,
@@ -81,16 +88,32 @@ impl Process {
         data_dir: &Path,
         arguments: &[String],
     ) -> Result<Self> {
-        let mut all = vec![format!("--data-dir={}", data_dir.display())];
+        let role = name.split('-').next().unwrap_or_default().to_owned();
+        let mut all = vec![role, format!("--data-dir={}", data_dir.display())];
         all.extend_from_slice(arguments);
         let mut process = Self {
             role: name.to_owned(),
             child: None,
+            program: binary("colibri"),
             arguments: all,
             hidden,
             log: home.join(format!("{name}.log")),
             endpoints: data_dir.join("endpoints.json"),
         };
+        process.start_again()?;
+        Ok(process)
+    }
+
+    /// Starts a program that is not of this workspace; its log is a file in `home`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_other(home: &Path, program: PathBuf, arguments: Vec<String>) -> Result<Self> {
+        let role = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let log = home.join(format!("{role}.log"));
+        let mut process =
+            Self { role, child: None, program, arguments, hidden: None, log, endpoints: PathBuf::new() };
         process.start_again()?;
         Ok(process)
     }
@@ -104,19 +127,23 @@ impl Process {
         // One that was killed leaves it behind.
         let _ = std::fs::remove_file(&self.endpoints);
         let file = File::options().create(true).append(true).open(&self.log)?;
-        let role = self.role.split('-').next().unwrap_or_default();
-        let mut command = self.program();
-        command.arg(role).args(&self.arguments).env_remove("KUBECONFIG");
+        let mut command = self.command();
+        command.args(&self.arguments).env_remove("KUBECONFIG");
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        self.child = Some(command.spawn().with_context(|| format!("starting colibri {role}"))?);
+        self.child = Some(command.spawn().with_context(|| format!("starting {}", self.program.display()))?);
         Ok(())
     }
 
-    /// `colibri`; where a program is hidden from it, in a mount namespace of its own.
-    fn program(&self) -> Command {
-        let Some(hidden) = self.hidden else { return Command::new(binary("colibri")) };
+    /// Whether it is a program of this workspace, whose exit code is ours to answer for.
+    pub fn is_ours(&self) -> bool {
+        self.program == binary("colibri")
+    }
+
+    /// The program; where another is hidden from it, in a mount namespace of its own.
+    fn command(&self) -> Command {
+        let Some(hidden) = self.hidden else { return Command::new(&self.program) };
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", HIDE, "sh", hidden]).arg(binary("colibri"));
+        command.args(["--mount", "--propagation", "private", "sh", "-c", HIDE, "sh", hidden]).arg(&self.program);
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command
     }
@@ -160,12 +187,12 @@ impl Process {
     pub async fn wait(&mut self, limit: Duration) -> Result<i32> {
         let start = Instant::now();
         loop {
-            let Some(child) = self.child.as_mut() else { bail!("colibri {} was stopped already", self.role) };
+            let Some(child) = self.child.as_mut() else { bail!("{} was stopped already", self.role) };
             if let Some(status) = child.try_wait()? {
                 self.child = None;
                 return Ok(status.code().unwrap_or(-1));
             }
-            ensure!(start.elapsed() < limit, "colibri {} still runs after {limit:?}:\n{}", self.role, self.log());
+            ensure!(start.elapsed() < limit, "{} still runs after {limit:?}:\n{}", self.role, self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -194,12 +221,12 @@ impl Process {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.as_mut().context("a running process")?.try_wait()? {
-                bail!("colibri {} ended with {status}:\n{}", self.role, self.log());
+                bail!("{} ended with {status}:\n{}", self.role, self.log());
             }
             if let Ok(bytes) = std::fs::read(&self.endpoints) {
                 return Ok(serde_json::from_slice(&bytes)?);
             }
-            ensure!(start.elapsed() < limit, "colibri {} is not ready after {limit:?}:\n{}", self.role, self.log());
+            ensure!(start.elapsed() < limit, "{} is not ready after {limit:?}:\n{}", self.role, self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -209,21 +236,32 @@ impl Process {
 pub fn role_dir(data_dir: &Path, role: &str) -> PathBuf {
     match layout() {
         Layout::One => data_dir.to_path_buf(),
-        Layout::Processes => data_dir.join(role),
+        Layout::Processes | Layout::Kubernetes => data_dir.join(role),
     }
 }
 
-/// Starts the four roles below `data_dir`, and writes there what `colibri up` writes: `kubeconfig` and
+/// Starts the roles below `data_dir`, each in its own process, and writes there what `colibri up` writes: `kubeconfig` and
 /// `endpoints.json`. They are in the order in which they are stopped. Their ports stay when one starts again.
 ///
 /// # Errors
 ///
 /// When one does not become ready; the text has its log.
-pub async fn start_processes(home: &Path, data_dir: &Path, options: &Options, limit: Duration) -> Result<Vec<Process>> {
+pub async fn start_processes(
+    home: &Path,
+    data_dir: &Path,
+    layout: Layout,
+    options: &Options,
+    limit: Duration,
+) -> Result<Vec<Process>> {
     let roles = Roles { home: home.to_path_buf(), data_dir: data_dir.to_path_buf(), hidden: options.hidden };
     let port = |flag: &str| anyhow::Ok(format!("--{flag}-port={}", free_port()?));
-    let mut apiserver = roles.start("apiserver", &[&port("api")?, "--admission=none"])?;
-    let api = apiserver.ready(limit).await?;
+    let (servers, api) = if layout == Layout::Kubernetes {
+        kubernetes::start(&roles, limit).await?
+    } else {
+        let mut apiserver = roles.start("apiserver", &[&port("api")?, "--admission=none"])?;
+        let at = apiserver.ready(limit).await?;
+        (vec![apiserver], at["api"].clone())
+    };
     std::fs::copy(roles.file("apiserver", "kubeconfig"), data_dir.join("kubeconfig"))?;
     roles.install(&["--crds"]).await?;
     let of_gateway = [port("gateway")?, port("gateway-tls")?, port("pod")?, port("metrics")?];
@@ -232,6 +270,10 @@ pub async fn start_processes(home: &Path, data_dir: &Path, options: &Options, li
     let number = |name: &str| at[name].as_str().and_then(|url| url.rsplit(':').next()).unwrap_or_default().to_owned();
     let pods = format!("--gateway=127.0.0.1:{}", number("pods"));
     let mut of_node = vec!["--kubelet-port=0", "--metrics-port=0", &pods];
+    let address = format!("--address={}", kubernetes::ADDRESS);
+    if layout == Layout::Kubernetes {
+        of_node.push(&address);
+    }
     of_node.extend(options.arguments.iter().map(String::as_str));
     let mut node = roles.start("node", &of_node)?;
     let public = format!("--public-port={}", number("gateway"));
@@ -244,16 +286,18 @@ pub async fn start_processes(home: &Path, data_dir: &Path, options: &Options, li
     let ca = roles.file("apiserver", "pki/ca.crt");
     roles.install(&["--webhooks", "--url", url, "--ca", &ca.to_string_lossy()]).await?;
     let endpoints = json!({
-        "api": api["api"], "gateway": at["gateway"], "gateway_tls": at["gateway_tls"], "metrics": at["metrics"],
+        "api": api, "gateway": at["gateway"], "gateway_tls": at["gateway_tls"], "metrics": at["metrics"],
         "domain": "localhost",
     });
     std::fs::write(data_dir.join("endpoints.json"), endpoints.to_string())?;
-    Ok(vec![gateway, node, controller, apiserver])
+    let mut processes = vec![gateway, node, controller];
+    processes.extend(servers);
+    Ok(processes)
 }
 
 /// A port that nobody listens on at this moment, and that the system gives to no outgoing connection: one that tries
 /// again while a server is away would take the server's port from it.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     const FIRST: u32 = 10_240;
     const COUNT: u32 = 20_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -305,11 +349,15 @@ impl Roles {
         let mut install = Command::new(binary("colibri"));
         install.arg("install").args(arguments);
         let objects = run(install, None).await?.ok()?;
-        let mut apply = Command::new("kubectl");
-        apply.env("KUBECONFIG", self.file("apiserver", "kubeconfig")).env("HOME", &self.home);
-        apply.args(["apply", "--server-side", "-f", "-"]);
-        run(apply, Some(&objects)).await?.ok()?;
+        self.kubectl(&["apply", "--server-side", "-f", "-"], Some(&objects)).await?.ok()?;
         Ok(())
+    }
+
+    /// Runs `kubectl` as the administrator.
+    pub(crate) async fn kubectl(&self, arguments: &[&str], input: Option<&str>) -> Result<Output> {
+        let mut command = Command::new("kubectl");
+        command.env("KUBECONFIG", self.file("apiserver", "kubeconfig")).env("HOME", &self.home).args(arguments);
+        run(command, input).await
     }
 }
 

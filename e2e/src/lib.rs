@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 
 use tokio::net::{TcpListener, TcpSocket};
 
+mod kubernetes;
 mod layout;
 mod leftovers;
 mod platform;
@@ -34,7 +35,7 @@ pub fn cannot_run(tools: &[&str]) -> Option<String> {
 
 /// Whether this test is skipped where the roles are processes of their own; says so, with the reason.
 pub fn is_of_one_process(reason: &str) -> bool {
-    let skipped = layout() == Layout::Processes;
+    let skipped = layout() != Layout::One;
     if skipped {
         println!("skipped with the roles as processes of their own: {reason}");
     }

@@ -183,8 +183,9 @@ impl Platform {
 
     async fn start_processes(&mut self, options: &Options) -> Result<()> {
         let (home, data_dir) = (self.home.path(), &self.data_dir);
-        if options.layout.unwrap_or_else(layout) == Layout::Processes {
-            self.processes = start_processes(home, data_dir, options, START_LIMIT).await?;
+        let layout = options.layout.unwrap_or_else(layout);
+        if layout != Layout::One {
+            self.processes = start_processes(home, data_dir, layout, options, START_LIMIT).await?;
             return Ok(());
         }
         let ports = ["--api-port=0", "--gateway-port=0", "--gateway-tls-port=0", "--metrics-port=0"];
@@ -409,7 +410,7 @@ impl Platform {
                 process.signal(libc::SIGINT);
             }
             let ended = process.wait(WAIT_LIMIT).await?;
-            code = if code == 0 { ended } else { code };
+            code = if code == 0 && process.is_ours() { ended } else { code };
         }
         Ok(code)
     }
@@ -432,7 +433,7 @@ impl Drop for Platform {
         if self.processes.iter().all(|process| process.child.is_none()) {
             return;
         }
-        if std::thread::panicking() {
+        if std::thread::panicking() || std::env::var_os("E2E_LOG").is_some() {
             eprintln!("--- log of the platform ---\n{}", self.log());
         }
         for process in &mut self.processes {

@@ -66,18 +66,6 @@ impl ApiServer {
         self.forward_to_node(endpoint, path, request).await
     }
 
-    /// Hands a request to the first node that has a server of its own, under the same path.
-    pub async fn forward_to_any_node(&self, request: Request) -> Response {
-        let nodes = self.store.table("nodes").list("", None, usize::MAX, |_| true).entries;
-        let found = nodes.iter().find_map(|(_, entry)| endpoint(&entry.record.value()));
-        let path = request.uri().path().to_owned();
-        let result = match found {
-            Some(endpoint) => self.forward_to_node(endpoint, path, request).await,
-            None => Err(ApiError::new(503, "ServiceUnavailable", "no node is there yet; start one with: colibri node")),
-        };
-        result.unwrap_or_else(|error| error.response())
-    }
-
     async fn forward_to_node(&self, endpoint: (String, u16), path: String, request: Request) -> ApiResult<Response> {
         let (mut parts, body) = request.into_parts();
         let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();

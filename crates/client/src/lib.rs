@@ -26,5 +26,5 @@ pub mod settings;
 
 pub use cache::{Cache, Caches, Change, ObjectKey};
 pub use live::is_there;
-pub use queue::{Queue, run_workers};
+pub use queue::{Queue, run_workers, run_workers_after};
 pub use settings::Live;

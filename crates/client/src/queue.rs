@@ -231,6 +231,29 @@ pub fn run_workers<K, W, F, E>(
     }
 }
 
+/// As [`run_workers`], once `ready` has ended, such as the first lists of the caches that `work` looks at.
+pub fn run_workers_after<K, W, F, E>(
+    ready: impl Future<Output = ()> + Send + 'static,
+    name: &'static str,
+    queue: &Arc<Queue<K>>,
+    count: usize,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+    work: W,
+) where
+    K: Key,
+    W: Fn(K) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<Outcome, E>> + Send,
+    E: std::error::Error + Send + 'static,
+{
+    let (queue, workers, stop) = (queue.clone(), tasks.clone(), stop.clone());
+    tasks.spawn(async move {
+        if stop.run_until_cancelled(ready).await.is_some() {
+            run_workers(name, &queue, count, &workers, &stop, work);
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use client::{Caches, Queue, queue::Outcome, run_workers};
+use client::{Caches, Queue, queue::Outcome, run_workers_after};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
@@ -39,13 +39,14 @@ pub(crate) fn start(root_ca_pem: String, caches: &Arc<Caches>, tasks: &TaskTrack
     });
     let client = caches.client().clone();
     let data = BTreeMap::from([("ca.crt".to_owned(), root_ca_pem)]);
-    run_workers("accounts", &queue, 1, tasks, stop, move |namespace: String| {
+    let first = (namespaces.clone(), accounts.clone(), configs.clone());
+    let ready = async move {
+        tokio::join!(first.0.synced(), first.1.synced(), first.2.synced());
+    };
+    run_workers_after(ready, "accounts", &queue, 1, tasks, stop, move |namespace: String| {
         let (client, data) = (client.clone(), data.clone());
         let (namespaces, accounts, configs) = (namespaces.clone(), accounts.clone(), configs.clone());
         async move {
-            namespaces.synced().await;
-            accounts.synced().await;
-            configs.synced().await;
             let active = namespaces.get("", &namespace).is_some_and(|n| n.metadata.deletion_timestamp.is_none());
             if !active {
                 return Ok(Outcome::Done);

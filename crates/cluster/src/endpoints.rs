@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use client::{Cache, Caches, ObjectKey, Queue, is_there, queue::Outcome, run_workers};
+use client::{Cache, Caches, ObjectKey, Queue, is_there, queue::Outcome, run_workers_after};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -47,12 +47,13 @@ pub(crate) fn start(caches: &Arc<Caches>, tasks: &TaskTracker, stop: &Cancellati
         }
     });
     let client = caches.client().clone();
-    run_workers("endpoints", &queue, 1, tasks, stop, move |key: ObjectKey| {
+    let first = (services.clone(), pods.clone(), slices.clone());
+    let ready = async move {
+        tokio::join!(first.0.synced(), first.1.synced(), first.2.synced());
+    };
+    run_workers_after(ready, "endpoints", &queue, 1, tasks, stop, move |key: ObjectKey| {
         let (client, services, pods, slices) = (client.clone(), services.clone(), pods.clone(), slices.clone());
         async move {
-            services.synced().await;
-            pods.synced().await;
-            slices.synced().await;
             let Some(service) = services.get_key(&key) else { return Ok(Outcome::Done) };
             if service.metadata.deletion_timestamp.is_some() {
                 return Ok(Outcome::Done);

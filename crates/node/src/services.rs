@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::{Cache, Caches, Queue, queue::Outcome, run_workers};
+use client::{Cache, Caches, Queue, queue::Outcome, run_workers_after};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
@@ -29,11 +29,14 @@ pub(crate) fn start(network: &Network, caches: &Caches, tasks: &TaskTracker, sto
     let network = network.clone();
     // Nothing is known of what an earlier platform left.
     let shown = Arc::new(parking_lot::Mutex::new(None));
-    run_workers("services", &queue, 1, tasks, stop, move |_| {
+    let (first_services, first_slices) = (services.clone(), slices.clone());
+    let ready = async move {
+        first_services.synced().await;
+        first_slices.synced().await;
+    };
+    run_workers_after(ready, "services", &queue, 1, tasks, stop, move |_| {
         let (network, services, slices, shown) = (network.clone(), services.clone(), slices.clone(), shown.clone());
         async move {
-            services.synced().await;
-            slices.synced().await;
             let wanted = virtual_addresses(&services, &slices);
             if shown.lock().as_ref() != Some(&wanted) {
                 network.set_services(wanted.clone()).await?;

@@ -243,7 +243,7 @@ impl Killer {
 
     async fn kill_one(&mut self) -> Result<()> {
         match self.random.below(10) {
-            0..4 if layout() == Layout::Processes => self.kill_role().await,
+            0..4 if layout() != Layout::One => self.kill_role().await,
             0..4 => self.kill_platform().await,
             4..7 => {
                 self.report.supervisors += self.kill_process(|(supervisors, _)| supervisors);

@@ -14,7 +14,8 @@ use crate::{NO_GRACE, SHORT_WINDOW, SOON, hello_service, host, service_selector,
 const OWN_LAYOUT: &str = "it chooses that layout by itself, and has run with the others";
 
 fn processes() -> Options {
-    Options { layout: Some(Layout::Processes), ..Options::default() }
+    let layout = if layout() == Layout::One { Layout::Processes } else { layout() };
+    Options { layout: Some(layout), ..Options::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ mod fit;
 
 use std::sync::Arc;
 
-use client::{Cache, Caches, ObjectKey, Queue, queue::Outcome, run_workers};
+use client::{Cache, Caches, ObjectKey, Queue, queue::Outcome, run_workers_after};
 use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -41,11 +41,14 @@ pub(crate) fn start(caches: &Arc<Caches>, tasks: &TaskTracker, stop: &Cancellati
         }
     });
     let client = caches.client().clone();
-    run_workers("scheduler", &queue, 1, tasks, stop, move |key: ObjectKey| {
+    let (first_pods, first_nodes) = (pods.clone(), nodes.clone());
+    let ready = async move {
+        first_pods.synced().await;
+        first_nodes.synced().await;
+    };
+    run_workers_after(ready, "scheduler", &queue, 1, tasks, stop, move |key: ObjectKey| {
         let (client, pods, nodes) = (client.clone(), pods.clone(), nodes.clone());
         async move {
-            pods.synced().await;
-            nodes.synced().await;
             match pods.get_key(&key).filter(|pod| is_pending(pod)) {
                 Some(pod) => schedule(&client, &pods, &nodes, &pod).await,
                 None => Ok(Outcome::Done),

@@ -12,10 +12,11 @@ use serde_json::Value;
 use super::access::Target;
 use super::error::{CliError, causes, print};
 use super::output::OutputArgs;
-use super::{http, table};
+use super::table;
+use super::uploads::Stores;
 
-/// Where the API server takes and lists images.
-const IMAGES_PATH: &str = "/colibri/v1/images";
+/// Where a store takes and lists images.
+const IMAGES_PATH: &str = "images";
 /// Longest archive that is loaded.
 const ARCHIVE_LIMIT_BYTES: u64 = 4 << 30;
 
@@ -97,9 +98,9 @@ struct PackArgs {
 pub async fn run(args: ImageArgs) -> Result<(), CliError> {
     match args.command {
         ImageCommand::Load(args) => {
-            let access = args.target.open().await?;
+            let stores = Stores::open(&args.target.open().await?.client).await?;
             for path in &args.paths {
-                load(&access.client, path, args.tag.as_deref()).await?;
+                load(&stores, path, args.tag.as_deref()).await?;
             }
             Ok(())
         }
@@ -108,7 +109,7 @@ pub async fn run(args: ImageArgs) -> Result<(), CliError> {
     }
 }
 
-async fn load(client: &kube::Client, path: &Path, tag: Option<&str>) -> Result<(), CliError> {
+async fn load(stores: &Stores, path: &Path, tag: Option<&str>) -> Result<(), CliError> {
     let (shown, source) = (path.display(), path.to_path_buf());
     let read = tokio::task::spawn_blocking(move || read(&source)).await;
     let archive = match read {
@@ -122,7 +123,7 @@ async fn load(client: &kube::Client, path: &Path, tag: Option<&str>) -> Result<(
     }
     let query = |tag| url::form_urlencoded::Serializer::new(String::new()).append_pair("tag", tag).finish();
     let url = tag.map_or_else(|| IMAGES_PATH.to_owned(), |tag| format!("{IMAGES_PATH}?{}", query(tag)));
-    let answer = http::post(client, &url, "application/x-tar", archive.into()).await.map_err(|error| {
+    let answer = stores.post(&url, archive).await.map_err(|error| {
         let made = "docker save IMAGE -o image.tar, or skopeo copy docker://IMAGE oci-archive:image.tar";
         CliError { message: format!("{shown} was not loaded: {}", error.message), ..error }
             .cured_by(&format!("make it again: {made}"))
@@ -148,7 +149,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 async fn list(args: ListArgs) -> Result<(), CliError> {
     let access = args.target.open().await?;
-    let answer = http::get(&access.client, IMAGES_PATH).await?;
+    let answer = Stores::open(&access.client).await?.items(IMAGES_PATH).await?;
     let names = || {
         let name = |image: &Value| text(image, "reference").map(|name| format!("{name}\n"));
         images(&answer).iter().filter_map(name).collect()
@@ -179,7 +180,7 @@ async fn pack(args: PackArgs) -> Result<(), CliError> {
         let access = args.target.open().await?;
         let mut layout = Vec::new();
         pack::pack(&args.source, &config, &mut layout).map_err(|error| failed(&error))?;
-        let answer = http::post(&access.client, IMAGES_PATH, "application/x-tar", layout.into()).await?;
+        let answer = Stores::open(&access.client).await?.post(IMAGES_PATH, layout).await?;
         report(&answer, &args.source)?;
     }
     Ok(())

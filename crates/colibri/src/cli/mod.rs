@@ -32,6 +32,7 @@ mod output;
 mod seen;
 mod style;
 mod table;
+mod uploads;
 mod workload;
 
 use std::process::ExitCode;

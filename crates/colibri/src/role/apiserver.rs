@@ -4,12 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ::apiserver::body::{Request, Response};
-use ::apiserver::{Access, ApiServer, Config, Extension, User};
+use ::apiserver::{Access, ApiServer, Config, User};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use client::{Caches, Live};
-use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -46,21 +44,6 @@ enum Admission {
     None,
 }
 
-/// Uploads go to the node, which keeps images and code.
-struct ToNode(Arc<ApiServer>);
-
-impl Extension for ToNode {
-    fn handle(&self, user: User, request: Request) -> BoxFuture<'static, Response> {
-        let server = self.0.clone();
-        Box::pin(async move {
-            match crate::extensions::refuse_others(&user) {
-                Some(refusal) => refusal,
-                None => server.forward_to_any_node(request).await,
-            }
-        })
-    }
-}
-
 /// Runs the API server until Ctrl-C or SIGTERM.
 ///
 /// # Errors
@@ -84,7 +67,6 @@ pub async fn apiserver(args: ApiserverArgs) -> Result<()> {
         live.follow(&Caches::new(server.client(User::master("system:colibri")), tasks.clone(), stop.clone()));
         server.add_admission(Arc::new(crate::admission::BuiltIn(live)));
     }
-    server.add_extension("/colibri/v1/", Arc::new(ToNode(server.clone())));
     let kubeconfig = server.pki().kubeconfig(&format!("https://{address}"));
     match &data_dir {
         Some(dir) => {

@@ -6,7 +6,7 @@
 //! | Question | in one process | between processes |
 //! |---|---|---|
 //! | a container's log | `set_kubelet` | API server -> node, `/containerLogs/NAMESPACE/POD/CONTAINER` |
-//! | uploads of images and code | [`crate::extensions`] | API server -> node, the same paths |
+//! | uploads of images and code | [`crate::extensions`] | CLI -> API server -> each node, the same paths |
 //! | an image's digest | `ImageResolver` of the node | controller -> API server -> node ([`stores`]), else the registry |
 //! | a function's code | `CodeStore` of the node | controller -> API server -> node ([`stores`]) |
 //! | statistics, pokes, rotation | `client::link` | [`crate::link`] |
@@ -33,6 +33,7 @@ pub use self::controller::{ControllerArgs, controller};
 pub use self::gateway::{GatewayArgs, gateway};
 pub use self::install::{InstallArgs, install};
 pub use self::node::{NodeArgs, node};
+pub use self::stores::{RUNTIME_LABEL, is_ready};
 
 use crate::data_dir::{DataDir, DataDirError, ENDPOINTS};
 

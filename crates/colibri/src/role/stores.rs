@@ -16,9 +16,15 @@ use kube::{Client, ResourceExt};
 use serde_json::Value;
 
 /// Label of nodes that are Colibri's.
-const RUNTIME_LABEL: &str = "node.colibri.dev/runtime";
+pub const RUNTIME_LABEL: &str = "node.colibri.dev/runtime";
 /// Longest answer of a node.
 const ANSWER_LIMIT_BYTES: usize = 1 << 20;
+
+/// Whether a node takes pods.
+pub fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
 
 /// The stores of all of Colibri's nodes.
 #[derive(Clone)]
@@ -37,10 +43,6 @@ impl NodeStores {
 
     /// Names of the nodes that are Colibri's and ready.
     fn ready(&self) -> Vec<String> {
-        let is_ready = |node: &Node| {
-            let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-            conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-        };
         let nodes = self.nodes.list();
         let ours = nodes.iter().filter(|node| node.labels().contains_key(RUNTIME_LABEL) && is_ready(node));
         ours.map(|node| node.name_any()).collect()

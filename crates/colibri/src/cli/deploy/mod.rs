@@ -21,7 +21,8 @@ use self::progress::Stages;
 use super::access::{Access, Target};
 use super::error::{CliError, causes};
 use super::output::{Format, OutputArgs};
-use super::{http, invoke, output};
+use super::uploads::Stores;
+use super::{invoke, output};
 
 /// Tries to write a Function that somebody else changes too.
 const TRIES: usize = 5;
@@ -177,11 +178,11 @@ fn check(function: &Function) -> Result<(), CliError> {
 
 /// Uploads the code; what to say of it.
 async fn upload(access: &Access, archive: Packed) -> Result<String, CliError> {
-    let path = format!("/colibri/v1/namespaces/{}/archives", access.namespace);
+    let path = format!("namespaces/{}/archives", access.namespace);
     let expected = functions::pack::digest(&archive.bytes);
     let files = if archive.files == 1 { "1 file".to_owned() } else { format!("{} files", archive.files) };
     let size = super::table::size(archive.bytes.len() as u64);
-    let answer = http::post(&access.client, &path, "application/x-tar", archive.bytes.into()).await?;
+    let answer = Stores::open(&access.client).await?.post(&path, archive.bytes).await?;
     match answer.get("digest").and_then(Value::as_str) {
         Some(digest) if digest == expected => Ok(format!("{files}, {size}")),
         found => Err(CliError::new(format!(
