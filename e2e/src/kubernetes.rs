@@ -69,10 +69,8 @@ pub async fn start(roles: &Roles, limit: Duration) -> Result<(Vec<Process>, Valu
         ],
     )?;
     wait_for(&mut apiserver, roles, limit).await?;
-    let as_administrator = [
-        flag("kubeconfig", roles.file("apiserver", "kubeconfig").display()),
-        flag("leader-elect", false),
-    ];
+    let as_administrator =
+        [flag("kubeconfig", roles.file("apiserver", "kubeconfig").display()), flag("leader-elect", false)];
     let manager_flags = [
         flag("root-ca-file", keys.file("ca.crt")),
         flag("service-account-private-key-file", keys.file("tokens.key")),
@@ -125,4 +123,3 @@ impl Keys {
         self.0.join(name).display().to_string()
     }
 }
-

@@ -22,8 +22,11 @@ pub const CODE_VOLUME: &str = "colibri-code";
 pub const CODE_PATH: &str = "/code";
 /// Where a function's own volumes are mounted, each under its name.
 pub const VOLUMES_PATH: &str = "/mnt";
-/// Registry name of code archives in image volumes: `code.colibri.local/NAMESPACE/FUNCTION@sha256:...`.
-pub const CODE_REGISTRY: &str = "code.colibri.local";
+/// Driver of the inline CSI volume that a function's code is mounted by. Every Kubernetes API server keeps such volumes;
+/// image volumes are dropped by those before 1.35.
+pub const CODE_DRIVER: &str = "code.colibri.dev";
+/// Attribute of that volume: the archive's digest. The pod's namespace must have that archive.
+pub const CODE_DIGEST: &str = "digest";
 /// Registry name of the runtimes that use the node's own interpreters: `runtime.colibri.local/python`.
 pub const RUNTIME_REGISTRY: &str = "runtime.colibri.local";
 /// Where the platform's own runtime files are inside such a container, one folder for each runtime.

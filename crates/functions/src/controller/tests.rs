@@ -442,9 +442,12 @@ fn the_service_says_everything_that_the_function_says() {
                 "timeoutSeconds": 2,
                 "volumes": [
                   {
-                    "image": {
-                      "pullPolicy": "IfNotPresent",
-                      "reference": "code.colibri.local/default/greet@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+                    "csi": {
+                      "driver": "code.colibri.dev",
+                      "readOnly": true,
+                      "volumeAttributes": {
+                        "digest": "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+                      }
                     },
                     "name": "colibri-code"
                   },

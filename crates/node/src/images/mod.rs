@@ -313,13 +313,6 @@ impl ImageResolver for Images {
     }
 }
 
-/// The archive that a reference of function code (`code.colibri.local/ANYTHING@sha256:...`) names; `None` for every
-/// other reference.
-pub fn code_digest(reference: &str) -> Option<Digest> {
-    let reference: Reference = reference.parse().ok()?;
-    if reference.registry() == reference::CODE_REGISTRY { reference.digest() } else { None }
-}
-
 impl Inner {
     /// Runs a load, records what it found, and removes what it stored for nothing.
     fn take_in(

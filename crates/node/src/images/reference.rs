@@ -7,8 +7,6 @@ use store::cas::Digest;
 
 /// Registry of images that the platform itself supplies; the node knows them by name and no registry is asked.
 pub const RUNTIME_REGISTRY: &str = "runtime.colibri.local";
-/// Registry of function code: `code.colibri.local/ANYTHING@sha256:...` names an uploaded archive.
-pub const CODE_REGISTRY: &str = "code.colibri.local";
 
 /// Registry under which images appear that were loaded without a name; it does not exist.
 pub(crate) const LOCAL_REGISTRY: &str = "image.colibri.local";
@@ -146,7 +144,6 @@ mod tests {
             ("dev.local/app", "dev.local/app:latest".to_owned()),
             (&format!("nginx@{digest}"), format!("docker.io/library/nginx@{digest}")),
             (&format!("nginx:1.27@{digest}"), format!("docker.io/library/nginx@{digest}")),
-            ("code.colibri.local/ns/fn", "code.colibri.local/ns/fn:latest".to_owned()),
         ];
         for (text, wanted) in rows {
             let reference: Reference = text.parse().unwrap();

@@ -3,17 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use api::functions::{CODE_DIGEST, CODE_DRIVER};
 use client::images::{ImageError, RegistryAuth};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, KeyToPath, Pod, PodSpec, ProjectedVolumeSource, Secret, ServiceAccount, Volume as PodVolume,
+    CSIVolumeSource, ConfigMap, Container, KeyToPath, Pod, PodSpec, ProjectedVolumeSource, Secret, ServiceAccount,
+    Volume as PodVolume,
 };
-use kube::Api;
+use kube::{Api, ResourceExt};
+use store::cas::Digest;
 use supervisor::{ContainerSpec, Content, Mount, MountSource, PodConfig, Root, Volume, VolumeFile};
 
 use super::env::{self, Own};
 use super::spec;
-use crate::images::{Images, PullPolicy, code_digest};
+use crate::images::{Images, PullPolicy};
 use crate::network::Network;
 use crate::{Config, runtimes};
 
@@ -280,6 +283,9 @@ async fn make_volume(supplies: &Supplies, pod: &Pod, volume: &PodVolume, own: &O
     if let Some(image) = &volume.image {
         return image_volume(supplies, pod, image.reference.as_deref().unwrap_or_default()).await;
     }
+    if let Some(source) = volume.csi.as_ref().filter(|source| source.driver == CODE_DRIVER) {
+        return code_volume(supplies, pod, source).await;
+    }
     let mut files = Vec::new();
     if let Some(source) = &volume.config_map {
         let mode = source.default_mode.unwrap_or(0o644);
@@ -295,18 +301,30 @@ async fn make_volume(supplies: &Supplies, pod: &Pod, volume: &PodVolume, own: &O
     } else if let Some(source) = &volume.projected {
         files = projected(supplies, pod, source, own).await?;
     } else {
-        let why = "this node has emptyDir, configMap, secret, downwardAPI, projected and image volumes";
+        let why =
+            "this node has emptyDir, configMap, secret, downwardAPI, projected and image volumes, and functions' code";
         return Err(config_error(format!("volume {:?} is of another kind: {why}", volume.name)));
     }
     Ok(Volume::Files(files))
 }
 
-/// A function's code, or an image of one layer.
-async fn image_volume(supplies: &Supplies, pod: &Pod, reference: &str) -> Result<Volume, Refusal> {
-    if let Some(digest) = code_digest(reference) {
-        let dir = supplies.images.code_dir(digest).await;
-        return dir.map(Volume::Host).map_err(|error| config_error(error.text()));
+/// A function's code, if the pod's namespace has it.
+async fn code_volume(supplies: &Supplies, pod: &Pod, source: &CSIVolumeSource) -> Result<Volume, Refusal> {
+    let attributes = source.volume_attributes.as_ref();
+    let text = attributes.and_then(|attributes| attributes.get(CODE_DIGEST)).map(String::as_str).unwrap_or_default();
+    let digest: Digest = text
+        .parse()
+        .map_err(|_| config_error(format!("{text:?} of the volume {CODE_DRIVER} is no digest of an archive")))?;
+    let namespace = pod.namespace().unwrap_or_default();
+    if !supplies.images.has_archive(&namespace, &digest) {
+        return Err(config_error(format!("namespace {namespace:?} has no archive {digest} on this node")));
     }
+    let dir = supplies.images.code_dir(digest).await;
+    dir.map(Volume::Host).map_err(|error| config_error(error.text()))
+}
+
+/// An image of one layer.
+async fn image_volume(supplies: &Supplies, pod: &Pod, reference: &str) -> Result<Volume, Refusal> {
     let (_, image) = pull(supplies, pod, reference, PullPolicy::IfNotPresent).await?;
     match image.layers.as_slice() {
         [layer] => Ok(Volume::Host(layer.clone())),

@@ -115,11 +115,11 @@ fn check(kind: Kind, object: &Value, old: Option<&Value>, settings: &Settings) -
     let namespace = text(&object["metadata"], "namespace");
     match kind {
         Kind::Service | Kind::Configuration => {
-            errors.also(template(object, namespace, settings).via("spec.template"));
+            errors.also(template(object, settings).via("spec.template"));
         }
         // Of what never changes nothing is to be said again.
         Kind::Revision if old.is_none() => {
-            errors.also(pods::validate(&object["spec"], namespace, settings).via("spec"))
+            errors.also(pods::validate(&object["spec"], settings).via("spec"))
         }
         Kind::Revision | Kind::Route => {}
         Kind::DomainMapping => errors.also(reference(&object["spec"]["ref"], namespace).via("spec.ref")),
@@ -237,9 +237,9 @@ fn reference(reference: &Value, namespace: &str) -> Errors {
 }
 
 /// Checks the template of a Service or a Configuration.
-fn template(object: &Value, namespace: &str, settings: &Settings) -> Errors {
+fn template(object: &Value, settings: &Settings) -> Errors {
     let template = &object["spec"]["template"];
-    let mut errors = pods::validate(&template["spec"], namespace, settings).via("spec");
+    let mut errors = pods::validate(&template["spec"], settings).via("spec");
     let annotations = &template["metadata"]["annotations"];
     let mut own = scaling::validate(annotations, &settings.autoscaler);
     for (key, _) in annotations.as_object().into_iter().flatten() {

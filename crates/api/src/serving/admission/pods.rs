@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::errors::Errors;
 use super::{go, image, names, text};
 use crate::config::{Features, Flag, Settings};
+use crate::functions::CODE_DRIVER;
 
 /// Fields of a Revision's spec that are not its pod's.
 const REVISION_FIELDS: [&str; 4] =
@@ -52,8 +53,6 @@ const PROBE_HANDLERS: [&str; 4] = ["exec", "httpGet", "tcpSocket", "grpc"];
 const RESERVED_PORTS: [i64; 6] = [8008, 8012, 8013, 8022, 9090, 9091];
 const RESERVED_ENV: [&str; 4] = ["PORT", "K_SERVICE", "K_CONFIGURATION", "K_REVISION"];
 const RESERVED_PATHS: [&str; 3] = ["/", "/dev", "/dev/log"];
-/// Where functions' code is mounted from; each namespace has its own.
-const CODE_REGISTRY: &str = "code.colibri.local";
 
 /// What a container is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +74,7 @@ struct Context<'a> {
 }
 
 /// Checks a Revision's spec.
-pub(super) fn validate(spec: &Value, namespace: &str, settings: &Settings) -> Errors {
+pub(super) fn validate(spec: &Value, settings: &Settings) -> Errors {
     let mut errors = Errors::default();
     let features = &settings.features;
     let defaults = &settings.defaults;
@@ -85,7 +84,7 @@ pub(super) fn validate(spec: &Value, namespace: &str, settings: &Settings) -> Er
     security_warnings(spec, "containers", features, &mut errors);
     security_warnings(spec, "initContainers", features, &mut errors);
     let mut context = Context { features, volumes: BTreeMap::new() };
-    errors.also(volumes(spec, namespace, &mut context).via("volumes"));
+    errors.also(volumes(spec, &mut context).via("volumes"));
     errors.also(init_containers(init, containers, &context));
     let (port, problems) = serving_port(containers);
     errors.also(problems.via("containers[*]"));
@@ -221,7 +220,7 @@ fn security_warnings(spec: &Value, key: &str, features: &Features, errors: &mut 
     }
 }
 
-fn volumes<'a>(spec: &'a Value, namespace: &str, context: &mut Context<'a>) -> Errors {
+fn volumes<'a>(spec: &'a Value, context: &mut Context<'a>) -> Errors {
     let mut errors = Errors::default();
     let containers = list(spec, "initContainers").iter().chain(list(spec, "containers"));
     let mounts = containers.flat_map(|container| list(container, "volumeMounts"));
@@ -235,7 +234,7 @@ fn volumes<'a>(spec: &'a Value, namespace: &str, context: &mut Context<'a>) -> E
         if !mounted.contains(name) {
             own.add(format!("volume with name {name:?} not mounted"), ["name"]);
         }
-        own.also(self::volume(volume, name, namespace, context.features));
+        own.also(self::volume(volume, name, context.features));
         errors.also(own.via(&format!("[{index}]")));
         context.volumes.insert(name, volume);
     }
@@ -257,10 +256,10 @@ fn volume_sources(features: &Features) -> [(&'static str, &'static str, Flag); 9
     ]
 }
 
-fn volume(volume: &Value, name: &str, namespace: &str, features: &Features) -> Errors {
+fn volume(volume: &Value, name: &str, features: &Features) -> Errors {
     let mut errors = Errors::default();
-    // A function's code, from its own namespace.
-    if text(&volume["image"], "reference").starts_with(&format!("{CODE_REGISTRY}/{namespace}/")) {
+    // A function's code, which the node gives to pods of its own namespace only.
+    if text(&volume["csi"], "driver") == CODE_DRIVER {
         return errors;
     }
     claim(&volume["persistentVolumeClaim"], features, &mut errors);

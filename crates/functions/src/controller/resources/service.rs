@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use api::functions::settings::{autoscaling_annotations, timeout, timeout_seconds};
-use api::functions::{CODE_PATH, CODE_REGISTRY, CODE_VOLUME, Function, RUNTIME_REGISTRY, VOLUMES_PATH};
+use api::functions::{CODE_DIGEST, CODE_DRIVER, CODE_PATH, CODE_VOLUME, Function, RUNTIME_REGISTRY, VOLUMES_PATH};
 use api::serving::annotations::{FUNCTION_LABEL, USER_CONTAINER};
 use api::serving::{Revision, RevisionSpec, RevisionTemplate, Service, ServiceSpec};
-use k8s_openapi::api::core::v1::{Container, EnvVar, ImageVolumeSource, PodSpec, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{CSIVolumeSource, Container, EnvVar, PodSpec, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
@@ -147,9 +147,11 @@ fn volumes(function: &Function, code: &Code) -> Option<Vec<Volume>> {
     let code_volume = match code {
         Code::Archive { digest } => Some(Volume {
             name: CODE_VOLUME.to_owned(),
-            image: Some(ImageVolumeSource {
-                reference: Some(code_reference(function, digest)),
-                pull_policy: Some("IfNotPresent".to_owned()),
+            csi: Some(CSIVolumeSource {
+                driver: CODE_DRIVER.to_owned(),
+                read_only: Some(true),
+                volume_attributes: Some(BTreeMap::from([(CODE_DIGEST.to_owned(), (*digest).to_owned())])),
+                ..CSIVolumeSource::default()
             }),
             ..Volume::default()
         }),
@@ -157,11 +159,6 @@ fn volumes(function: &Function, code: &Code) -> Option<Vec<Volume>> {
     };
     let volumes: Vec<Volume> = code_volume.into_iter().chain(function.spec.volumes.iter().cloned()).collect();
     (!volumes.is_empty()).then_some(volumes)
-}
-
-fn code_reference(function: &Function, digest: &str) -> String {
-    let namespace = function.metadata.namespace.as_deref().unwrap_or_default();
-    format!("{CODE_REGISTRY}/{namespace}/{}@{digest}", function.name_any())
 }
 
 fn json(spec: &impl Serialize) -> Value {
