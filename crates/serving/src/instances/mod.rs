@@ -279,10 +279,13 @@ async fn delete(context: &Context, key: &ObjectKey, write: &Write) -> Result<(),
     result.map(drop)
 }
 
-/// What the user should read of a refusal; a server that cannot be reached refuses nothing.
+/// What the user should read of a refusal; a server that cannot be reached, or asks for another try, refuses nothing.
 fn refusal(error: &WriteError) -> Option<String> {
     match error {
-        WriteError::Refused { source: kube::Error::Api(status), .. } => Some(status.message.clone()),
+        WriteError::Refused { source: kube::Error::Api(status), .. } => {
+            let try_again = status.details.as_ref().is_some_and(|details| details.retry_after_seconds > 0);
+            (!try_again).then(|| status.message.clone())
+        }
         _ => None,
     }
 }
@@ -331,6 +334,27 @@ async fn delete_drained(context: &Context, pods: &[PodId]) {
         let Some(pod) = context.caches.pods.get(&pod.namespace, &pod.name) else { continue };
         if let Err(error) = Write::Delete(pod.as_ref().clone().into()).apply(&context.client).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot delete a drained pod");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stays_wrong_is_told() {
+        let refused = |code, retry_after_seconds| {
+            let details = serde_json::json!({"retryAfterSeconds": retry_after_seconds});
+            let status = serde_json::json!({"code": code, "message": "why", "details": details});
+            let status: kube::core::Status = serde_json::from_value(status).unwrap();
+            WriteError::Refused { write: "creating Pod a".into(), source: kube::Error::Api(Box::new(status)) }
+        };
+        for (code, retry_after_seconds, told) in
+            [(403, 0, true), (422, 0, true), (500, 0, true), (500, 1, false), (429, 1, false)]
+        {
+            let expected = told.then(|| "why".to_owned());
+            assert_eq!(refusal(&refused(code, retry_after_seconds)), expected, "{code} {retry_after_seconds}");
         }
     }
 }
