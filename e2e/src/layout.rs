@@ -112,8 +112,7 @@ impl Process {
     pub fn start_other(home: &Path, program: PathBuf, arguments: Vec<String>) -> Result<Self> {
         let role = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let log = home.join(format!("{role}.log"));
-        let mut process =
-            Self { role, child: None, program, arguments, hidden: None, log, endpoints: PathBuf::new() };
+        let mut process = Self { role, child: None, program, arguments, hidden: None, log, endpoints: PathBuf::new() };
         process.start_again()?;
         Ok(process)
     }
@@ -212,13 +211,16 @@ impl Process {
         let _ = child.wait();
     }
 
-    /// Waits until it is ready; answers where it listens.
+    /// Waits until it is ready; answers where it listens. A program that is not of this workspace is not waited for.
     ///
     /// # Errors
     ///
     /// When it ends before, or is not ready in time.
     pub async fn ready(&mut self, limit: Duration) -> Result<Map<String, Value>> {
         let start = Instant::now();
+        if !self.is_ours() {
+            return Ok(Map::new());
+        }
         loop {
             if let Some(status) = self.child.as_mut().context("a running process")?.try_wait()? {
                 bail!("{} ended with {status}:\n{}", self.role, self.log());

@@ -42,6 +42,15 @@ pub fn is_of_one_process(reason: &str) -> bool {
     skipped
 }
 
+/// Whether this test is skipped where the control plane is Kubernetes' own; says so, with the reason.
+pub fn is_of_our_control_plane(reason: &str) -> bool {
+    let skipped = layout() == Layout::Kubernetes;
+    if skipped {
+        println!("skipped with Kubernetes' own control plane: {reason}");
+    }
+    skipped
+}
+
 /// Listens on an address that this machine does not have yet.
 ///
 /// # Errors

@@ -221,7 +221,8 @@ impl Platform {
     ///
     /// When the platform has no process of that role.
     pub fn process(&mut self, role: &str) -> Result<&mut Process> {
-        let found = self.processes.iter_mut().find(|process| process.role == role);
+        let kubernetes = format!("kube-{role}");
+        let found = self.processes.iter_mut().find(|process| process.role == role || process.role == kubernetes);
         found.with_context(|| format!("no process is the {role}"))
     }
 

@@ -6,12 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Layout, Leftovers, Machine, Options, Platform, binary, cannot_run, is_of_one_process, run};
+use e2e::{Layout, Leftovers, Machine, Options, Platform, binary, cannot_run, is_of_one_process, layout, run};
 
 use crate::{NO_GRACE, SHORT_WINDOW, SOON, hello_service, host, service_selector, start_with_hello};
 
 /// Why these tests run once only.
 const OWN_LAYOUT: &str = "it chooses that layout by itself, and has run with the others";
+
+/// Whether a test of the roles has run already with a layout that is the same to it.
+fn has_run() -> bool {
+    layout() == Layout::Processes && is_of_one_process(OWN_LAYOUT)
+}
 
 fn processes() -> Options {
     let layout = if layout() == Layout::One { Layout::Processes } else { layout() };
@@ -20,7 +25,7 @@ fn processes() -> Options {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_role_is_killed_and_comes_back_while_the_others_go_on() -> Result<()> {
-    if cannot_run(&["kubectl"]).is_some() || is_of_one_process(OWN_LAYOUT) {
+    if cannot_run(&["kubectl"]).is_some() || has_run() {
         return Ok(());
     }
     let mut platform = start_with_hello(processes(), "steady").await?;
@@ -62,7 +67,7 @@ async fn each_role_is_killed_and_comes_back_while_the_others_go_on() -> Result<(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_of_two_controllers_acts_and_requests_wait_while_none_does() -> Result<()> {
-    if cannot_run(&["kubectl"]).is_some() || is_of_one_process(OWN_LAYOUT) {
+    if cannot_run(&["kubectl"]).is_some() || has_run() {
         return Ok(());
     }
     let mut platform = Platform::start(processes()).await?;
