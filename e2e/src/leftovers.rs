@@ -31,7 +31,7 @@ impl Leftovers {
             processes: processes(&marker),
             mounts: lines("/proc/self/mounts", &marker),
             cgroups: cgroups(Path::new("/sys/fs/cgroup"), 4),
-            links: names("/sys/class/net"),
+            links: links(),
             namespaces: names("/run/netns"),
             tables: tables(),
             sockets: lines("/proc/net/unix", &marker),
@@ -88,6 +88,12 @@ fn processes(marker: &str) -> BTreeSet<String> {
 fn lines(file: &str, marker: &str) -> BTreeSet<String> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     text.lines().filter(|line| line.contains(marker)).map(str::to_owned).collect()
+}
+
+/// Links of this network namespace: `/sys` shows those of the namespace that it was mounted in.
+fn links() -> BTreeSet<String> {
+    let text = std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    text.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
 }
 
 fn names(dir: &str) -> BTreeSet<String> {

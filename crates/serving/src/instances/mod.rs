@@ -279,11 +279,15 @@ async fn delete(context: &Context, key: &ObjectKey, write: &Write) -> Result<(),
     result.map(drop)
 }
 
+/// How a refusal ends in a namespace that is so new that its account is still being made.
+const NEW_NAMESPACE: &str = "serviceaccount \"default\" not found";
+
 /// What the user should read of a refusal; a server that cannot be reached, or asks for another try, refuses nothing.
 fn refusal(error: &WriteError) -> Option<String> {
     match error {
         WriteError::Refused { source: kube::Error::Api(status), .. } => {
-            let try_again = status.details.as_ref().is_some_and(|details| details.retry_after_seconds > 0);
+            let try_again = status.details.as_ref().is_some_and(|details| details.retry_after_seconds > 0)
+                || status.message.ends_with(NEW_NAMESPACE);
             (!try_again).then(|| status.message.clone())
         }
         _ => None,
@@ -344,9 +348,9 @@ mod tests {
 
     #[test]
     fn only_what_stays_wrong_is_told() {
-        let refused = |code, retry_after_seconds| {
+        let refused = |code, retry_after_seconds, message: &str| {
             let details = serde_json::json!({"retryAfterSeconds": retry_after_seconds});
-            let status = serde_json::json!({"code": code, "message": "why", "details": details});
+            let status = serde_json::json!({"code": code, "message": message, "details": details});
             let status: kube::core::Status = serde_json::from_value(status).unwrap();
             WriteError::Refused { write: "creating Pod a".into(), source: kube::Error::Api(Box::new(status)) }
         };
@@ -354,7 +358,11 @@ mod tests {
             [(403, 0, true), (422, 0, true), (500, 0, true), (500, 1, false), (429, 1, false)]
         {
             let expected = told.then(|| "why".to_owned());
-            assert_eq!(refusal(&refused(code, retry_after_seconds)), expected, "{code} {retry_after_seconds}");
+            assert_eq!(refusal(&refused(code, retry_after_seconds, "why")), expected, "{code} {retry_after_seconds}");
         }
+        let looked_up =
+            |account| format!("error looking up service account a/{account}: serviceaccount \"{account}\" not found");
+        assert_eq!(refusal(&refused(403, 0, &looked_up("default"))), None);
+        assert_eq!(refusal(&refused(403, 0, &looked_up("mine"))), Some(looked_up("mine")));
     }
 }

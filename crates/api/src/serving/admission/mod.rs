@@ -118,9 +118,7 @@ fn check(kind: Kind, object: &Value, old: Option<&Value>, settings: &Settings) -
             errors.also(template(object, settings).via("spec.template"));
         }
         // Of what never changes nothing is to be said again.
-        Kind::Revision if old.is_none() => {
-            errors.also(pods::validate(&object["spec"], settings).via("spec"))
-        }
+        Kind::Revision if old.is_none() => errors.also(pods::validate(&object["spec"], settings).via("spec")),
         Kind::Revision | Kind::Route => {}
         Kind::DomainMapping => errors.also(reference(&object["spec"]["ref"], namespace).via("spec.ref")),
     }
