@@ -93,21 +93,111 @@ impl FromStr for Reference {
         if text.len() > 1024 {
             return Err(refuse("it is longer than 1024 bytes".to_owned()));
         }
-        // The grammar is the established crate's; its digests may be of other algorithms, ours may not.
-        let parsed: oci_client::Reference = text.parse().map_err(|error: oci_client::ParseError| {
+        let parsed = grammar::parse(text).map_err(|why| {
             let upper = text.split(['@', ':']).next().is_some_and(|name| name.bytes().any(|c| c.is_ascii_uppercase()));
-            refuse(if upper { "repository names are lower case".to_owned() } else { error.to_string() })
+            refuse(if upper { "repository names are lower case" } else { why }.to_owned())
         })?;
-        let version = match (parsed.digest(), parsed.tag()) {
+        let version = match (parsed.digest, parsed.tag) {
+            // The grammar knows other algorithms.
             (Some(digest), _) => Version::Digest(digest.parse().map_err(|error| refuse(format!("{error}")))?),
             (None, tag) => Version::Tag(tag.unwrap_or("latest").to_owned()),
         };
-        let registry = normal_registry(parsed.registry());
-        let mut repository = parsed.repository().to_owned();
+        let registry = normal_registry(parsed.registry.unwrap_or_default());
+        let mut repository = parsed.repository.to_owned();
         if registry == "docker.io" && !repository.contains('/') {
             repository.insert_str(0, "library/");
         }
         Ok(Self { registry, repository, version })
+    }
+}
+
+/// The grammar of references.
+///
+/// Source: `github.com/distribution/reference`. By hand: its one regular expression takes 20 MB of memory.
+mod grammar {
+    const FORMAT: &str = "invalid reference format";
+
+    /// The parts of a reference.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(super) struct Parsed<'t> {
+        pub(super) registry: Option<&'t str>,
+        pub(super) repository: &'t str,
+        pub(super) tag: Option<&'t str>,
+        pub(super) digest: Option<&'t str>,
+    }
+
+    /// The parts, or what is wrong.
+    pub(super) fn parse(text: &str) -> Result<Parsed<'_>, &'static str> {
+        if text.is_empty() {
+            return Err("repository name must have at least one component");
+        }
+        let (text, digest) = match text.split_once('@') {
+            Some((name, digest)) => (name, Some(digest)),
+            None => (text, None),
+        };
+        // A colon before the last slash is a port's.
+        let start = text.rfind('/').map_or(0, |slash| slash + 1);
+        let (name, tag) = match text[start..].find(':') {
+            Some(colon) => (&text[..start + colon], Some(&text[start + colon + 1..])),
+            None => (text, None),
+        };
+        let (registry, repository) = match name.split_once('/') {
+            Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (Some(first), rest),
+            _ => (None, name),
+        };
+        if repository.len() > 255 {
+            return Err("repository name must not be more than 255 characters");
+        }
+        let fits = registry.is_none_or(is_registry)
+            && repository.split('/').all(is_path_component)
+            && tag.is_none_or(is_tag)
+            && digest.is_none_or(is_digest);
+        if fits { Ok(Parsed { registry, repository, tag, digest }) } else { Err(FORMAT) }
+    }
+
+    fn is_registry(text: &str) -> bool {
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+            _ => (text, None),
+        };
+        let is_port = |port: &str| !port.is_empty() && port.bytes().all(|c| c.is_ascii_digit());
+        let is_label = |label: &str| {
+            let inside = label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
+            inside && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
+        };
+        let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(ipv6) => !ipv6.is_empty() && ipv6.bytes().all(|c| c.is_ascii_hexdigit() || c == b':'),
+            None => host.split('.').all(is_label),
+        };
+        is_host && port.is_none_or(is_port)
+    }
+
+    /// Lower-case letters and digits, with single separators between them: a dot, one or two underscores, dashes.
+    fn is_path_component(text: &str) -> bool {
+        let is_word = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let bytes = text.as_bytes();
+        let ends = bytes.first().copied().is_some_and(is_word) && bytes.last().copied().is_some_and(is_word);
+        let mut separators = bytes.split(|c| is_word(*c)).filter(|separator| !separator.is_empty());
+        ends && separators
+            .all(|separator| matches!(separator, b"." | b"_" | b"__") || separator.iter().all(|c| *c == b'-'))
+    }
+
+    fn is_tag(text: &str) -> bool {
+        let is_word = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
+        text.len() <= 128
+            && text.bytes().next().is_some_and(is_word)
+            && text.bytes().all(|c| is_word(c) || matches!(c, b'.' | b'-'))
+    }
+
+    fn is_digest(text: &str) -> bool {
+        let Some((algorithm, hex)) = text.split_once(':') else { return false };
+        let is_part = |part: &str| {
+            part.bytes().next().is_some_and(|c| c.is_ascii_alphabetic())
+                && part.bytes().all(|c| c.is_ascii_alphanumeric())
+        };
+        algorithm.split(['-', '_', '+', '.']).all(is_part)
+            && hex.len() >= 32
+            && hex.bytes().all(|c| c.is_ascii_hexdigit())
     }
 }
 
@@ -140,6 +230,7 @@ mod tests {
             ("localhost/app", "localhost/app:latest".to_owned()),
             ("localhost:5000/app:v1", "localhost:5000/app:v1".to_owned()),
             ("127.0.0.1:5000/a/b/c", "127.0.0.1:5000/a/b/c:latest".to_owned()),
+            ("[::1]:5000/app", "[::1]:5000/app:latest".to_owned()),
             ("ghcr.io/o/r/app", "ghcr.io/o/r/app:latest".to_owned()),
             ("dev.local/app", "dev.local/app:latest".to_owned()),
             (&format!("nginx@{digest}"), format!("docker.io/library/nginx@{digest}")),
@@ -157,6 +248,7 @@ mod tests {
         let rows = [
             ("", "component"),
             ("Nginx", "lower case"),
+            ("A/b", "lower case"),
             ("nginx:", "format"),
             ("nginx@sha256:abc", "format"),
             ("http://nginx", "format"),
@@ -171,7 +263,73 @@ mod tests {
         assert!("a".repeat(2000).parse::<Reference>().is_err());
     }
 
+    /// The established crate's parser, says the same, save that it lacks IPv6 and takes `A/b`.
+    fn agrees(text: &str) {
+        let theirs = text.parse::<oci_client::Reference>();
+        match grammar::parse(text) {
+            Ok(ours) => {
+                let theirs = theirs.unwrap_or_else(|error| panic!("{text:?}: {error}, but {ours:?}"));
+                assert_eq!(theirs.tag(), ours.tag.or(ours.digest.is_none().then_some("latest")), "{text:?}");
+                assert_eq!(theirs.digest(), ours.digest, "{text:?}");
+                if let Some(registry) = ours.registry.filter(|registry| *registry != "index.docker.io") {
+                    assert_eq!(theirs.registry(), registry, "{text:?}");
+                    let library = format!("library/{}", ours.repository);
+                    assert!([ours.repository, &library].contains(&theirs.repository()), "{text:?}");
+                }
+            }
+            Err(_) => assert!(theirs.is_err(), "{text:?}: {theirs:?}"),
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_the_established_one() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        for text in [
+            "a",
+            "a/b",
+            "a__b",
+            "a___b",
+            "a..b",
+            "a-_b",
+            "a--b",
+            "-a",
+            "a_",
+            "a/",
+            "/a",
+            "a//b",
+            "a.b/c",
+            "a.b/",
+            "a:1/b",
+            "a:/b",
+            "a:x/b",
+            "A.b/c",
+            "a.-b/c",
+            "a:_x",
+            "a:-x",
+            "a:.x",
+            "a@b",
+            "a@sha256:",
+            "localhost",
+            "localhost/a",
+            "a:b:c",
+            "a@b@c",
+            "a.b:5/c/d:e",
+        ] {
+            agrees(text);
+            agrees(&format!("{text}@{digest}"));
+        }
+        agrees(&format!("a:{}", "b".repeat(128)));
+        agrees(&format!("a:{}", "b".repeat(129)));
+        agrees(&"a".repeat(247));
+        agrees(&"a".repeat(256));
+    }
+
     proptest! {
+        #[test]
+        fn any_text_is_judged_as_the_established_crate_does(text in "[a-c0-1./:@_-]{0,12}(:[A-B0-1._-]{0,4})?") {
+            agrees(&text);
+        }
+
         #[test]
         fn what_parses_parses_again_to_the_same(text in "[a-z0-9./:@_-]{0,60}") {
             if let Ok(reference) = text.parse::<Reference>() {
