@@ -10,7 +10,7 @@ use base::{PodId, RevisionId, RouteId};
 use client::cache::{Cache, Caches, Change, ObjectKey};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::proxy::Proxy;
@@ -26,6 +26,8 @@ pub struct Fleet {
     revisions: RwLock<HashMap<RevisionId, Arc<Revision>>>,
     /// What each Route is routed by.
     routed: RwLock<HashMap<RouteId, Routed>>,
+    /// Routes as they are to be routed once their revisions are known.
+    early: Mutex<HashMap<RouteId, Arc<Route>>>,
     changes: watch::Sender<()>,
     /// Whether a revision may have become empty since the last sweep.
     untidy: AtomicBool,
@@ -46,6 +48,7 @@ impl Fleet {
             proxy,
             revisions: RwLock::default(),
             routed: RwLock::default(),
+            early: Mutex::default(),
             changes: watch::Sender::new(()),
             untidy: AtomicBool::new(false),
         });
@@ -116,8 +119,12 @@ impl Fleet {
         let Some(routed) = routed.get(route).filter(|routed| routed.generation >= generation) else {
             return false;
         };
-        let known = |id| self.find(id).is_some_and(|revision| revision.settings.load().is_some());
-        routed.revisions.iter().all(known)
+        routed.revisions.iter().all(|id| self.knows(id))
+    }
+
+    /// Whether the revision can take requests.
+    fn knows(&self, id: &RevisionId) -> bool {
+        self.find(id).is_some_and(|revision| revision.settings.load().is_some())
     }
 
     fn revision_changed(&self, change: &Change<RevisionObject>) {
@@ -127,15 +134,50 @@ impl Fleet {
             self.untidy.store(true, Ordering::Relaxed);
         }
         self.revision(&RevisionId::new(namespace, name)).configure(settings);
+        let mut early = self.early.lock();
+        let due: Vec<RouteId> =
+            early.iter().filter(|(id, route)| !self.is_early(id, route)).map(|(id, _)| id.clone()).collect();
+        for id in due {
+            let route = early.remove(&id);
+            self.route(id, route.as_deref());
+        }
+        drop(early);
         self.changes.send_replace(());
     }
 
     fn route_changed(&self, change: &Change<Route>) {
         let ObjectKey { namespace, name } = change.key();
         let id = RouteId::new(namespace, name);
-        let claims = change.new.as_deref().map(hosts_of).unwrap_or_default();
+        // Held until the end: no revision becomes known between the look and its note.
+        let mut early = self.early.lock();
+        match change.new.clone().filter(|route| self.is_early(&id, route)) {
+            Some(route) => drop(early.insert(id, route)),
+            None => {
+                early.remove(&id);
+                self.route(id, change.new.as_deref());
+            }
+        }
+        drop(early);
+        self.changes.send_replace(());
+    }
+
+    /// Whether the watch of Routes is ahead of that of Revisions: the Route names a revision that is not known yet, and
+    /// all that it is routed to is still there. Requests stay with those until then.
+    fn is_early(&self, id: &RouteId, route: &Route) -> bool {
+        let serves = self
+            .routed
+            .read()
+            .get(id)
+            .is_some_and(|routed| !routed.revisions.is_empty() && routed.revisions.iter().all(|id| self.knows(id)));
+        let claims = hosts_of(route);
+        let mut targets = claims.iter().flat_map(|claim| &claim.targets.shares);
+        serves && targets.any(|(_, revision)| !self.knows(revision))
+    }
+
+    fn route(&self, id: RouteId, route: Option<&Route>) {
+        let claims = route.map(hosts_of).unwrap_or_default();
         self.proxy.table.set(&id, &claims, |revision| self.revision(revision));
-        let routed = change.new.as_deref().and_then(|route| route.status.as_ref()).filter(|s| s.url.is_some());
+        let routed = route.and_then(|route| route.status.as_ref()).filter(|s| s.url.is_some());
         match routed.and_then(|status| status.observed_generation) {
             Some(generation) => {
                 let targets = claims.iter().flat_map(|claim| &claim.targets.shares);
@@ -146,7 +188,6 @@ impl Fleet {
                 self.routed.write().remove(&id);
             }
         }
-        self.changes.send_replace(());
     }
 
     fn pod_changed(&self, change: &Change<Pod>) {

@@ -305,22 +305,18 @@ impl Revision {
         claim.pods.iter().map(|(_, pod)| pod.clone()).collect()
     }
 
-    /// Takes these instances out of rotation and waits until they are drained. Whoever asks deletes them.
+    /// Takes these instances out of rotation and waits until they are drained. Whoever asks deletes them; if it cannot,
+    /// they are the first that [`Revision::retire`] names.
     pub async fn retire_pods(self: Arc<Self>, pods: &[PodId], drain_timeout: Duration) {
-        let (keys, grants) = {
+        let (keys, _claim, grants) = {
             let mut core = self.core.lock();
             let named = core.throttle.instances().filter(|(_, _, upstream)| pods.contains(&upstream.pod));
-            let keys: Vec<Key> = named
-                .map(|(key, _, upstream)| {
-                    upstream.deleting.store(true, Ordering::Relaxed);
-                    key
-                })
-                .collect();
-            let mut grants = Vec::new();
-            for key in &keys {
-                grants.extend(core.throttle.step(*key, Event::Drain));
-            }
-            (keys, grants)
+            let named: Vec<(Key, PodId)> = named.map(|(key, _, upstream)| (key, upstream.pod.clone())).collect();
+            let keys: Vec<Key> = named.iter().map(|(key, _)| *key).collect();
+            let grants: Vec<_> = keys.iter().flat_map(|key| core.throttle.step(*key, Event::Drain)).collect();
+            // What somebody has claimed already stays his.
+            let pods = named.into_iter().filter(|(key, _)| core.claimed.insert(*key)).collect();
+            (keys, Claim { revision: self.clone(), pods }, grants)
         };
         self.hand_over(grants);
         self.drain(&keys, drain_timeout).await;

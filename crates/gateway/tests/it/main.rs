@@ -315,6 +315,45 @@ async fn shares_tags_and_audiences() {
 }
 
 #[tokio::test]
+async fn what_another_gateway_chose_is_named_first_if_nobody_deletes_it() {
+    let world = World::start(seeded(9)).await;
+    let workload = Workload::start(77, 0, |_| async { full("ok") }).await;
+    world.service("chosen", workload.port, json!({})).await;
+    for name in ["a", "b", "c"] {
+        world.api.put(PODS, pod("chosen-1", name, Some(workload.ip)));
+    }
+    let revision = RevisionId::new("ns", "chosen-1");
+    until(|| world.gateway.instances(&revision) == 3).await;
+    world.gateway.retire_pods(&revision, &[PodId::new("ns", "b")], Duration::ZERO).await;
+    assert_eq!(world.gateway.instances(&revision), 2);
+    let first = world.gateway.retire(revision, 1, Duration::ZERO).await;
+    assert_eq!(first, [PodId::new("ns", "b")]);
+}
+
+#[tokio::test]
+async fn traffic_moves_only_to_a_revision_that_is_known() {
+    let world = World::start(seeded(8)).await;
+    let one = Workload::start(75, 0, |_| async { full("one") }).await;
+    let two = Workload::start(76, one.port, |_| async { full("two") }).await;
+    world.service("late", one.port, json!({})).await;
+    world.api.put(PODS, pod("late-1", "one", Some(one.ip)));
+    let ok = |text: &str| (200, text.to_owned());
+    assert_eq!(world.get("late.ns.localhost").await, ok("one"));
+    // The Route is seen before the Revision; what comes after it on the same watch shows that it was seen.
+    let status = json!({"observedGeneration": 2, "url": "http://late.ns.localhost",
+        "traffic": [{"revisionName": "late-2", "percent": 100}]});
+    let route = json!({"apiVersion": "serving.knative.dev/v1", "kind": "Route",
+        "metadata": {"name": "late", "namespace": "ns"}, "spec": {}, "status": status});
+    world.api.put(ROUTES, route);
+    world.service("later", one.port, json!({})).await;
+    assert_eq!(world.get("late.ns.localhost").await, ok("one"));
+    world.api.put(REVISIONS, revision("late-2", two.port, json!({})));
+    world.api.put(PODS, pod("late-2", "two", Some(two.ip)));
+    world.gateway.programmed(RouteId::new("ns", "late"), 2).await;
+    assert_eq!(world.get("late.ns.localhost").await, ok("two"));
+}
+
+#[tokio::test]
 async fn http2_clients_and_workloads() {
     let world = World::start(seeded(1)).await;
     let workload = Workload::start(81, 0, |request| async move {
