@@ -32,11 +32,13 @@ pub struct Accepted {
     pub shape: Shape,
     /// The notation.
     pub notation: Notation,
+    /// Whether `metadata.managedFields` is left out ([`client::WITHOUT_MANAGED_FIELDS`]).
+    pub bare: bool,
 }
 
 impl Accepted {
     /// The plain answer.
-    pub const JSON: Self = Self { shape: Shape::Object, notation: Notation::Json };
+    pub const JSON: Self = Self { shape: Shape::Object, notation: Notation::Json, bare: false };
 }
 
 /// The first entry of `Accept` that can be served.
@@ -45,11 +47,12 @@ impl Accepted {
 ///
 /// 406 that lists what can be served.
 pub fn accepted(headers: &HeaderMap, custom: bool) -> ApiResult<Accepted> {
+    let bare = headers.contains_key(client::WITHOUT_MANAGED_FIELDS);
     let Some(accept) = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()) else {
-        return Ok(Accepted::JSON);
+        return Ok(Accepted { bare, ..Accepted::JSON });
     };
     if accept.trim().is_empty() {
-        return Ok(Accepted::JSON);
+        return Ok(Accepted { bare, ..Accepted::JSON });
     }
     for entry in accept.split(',') {
         let mut parts = entry.split(';').map(str::trim);
@@ -67,7 +70,7 @@ pub fn accepted(headers: &HeaderMap, custom: bool) -> ApiResult<Accepted> {
             Some("PartialObjectMetadata" | "PartialObjectMetadataList") if meta => Shape::Partial,
             Some(_) => continue,
         };
-        return Ok(Accepted { shape, notation });
+        return Ok(Accepted { shape, notation, bare });
     }
     let mut types = vec!["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
     if custom {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use serde_json::{Map, Value};
 
 /// One object as it is stored and shared by all readers.
@@ -14,17 +14,19 @@ pub struct Object {
     head: usize,
     /// Where the text of `metadata` lies.
     metadata: Range<usize>,
+    /// Where `managedFields` lies in it, with one comma, so that both can be cut out; empty if there are none.
+    managed: Range<usize>,
     labels: Box<[(Box<str>, Box<str>)]>,
 }
 
 impl Object {
     /// Encodes an object.
     pub fn encode(value: &Value) -> Self {
-        let (bytes, head, metadata) = encode(value);
+        let Encoded { bytes, head, metadata, managed } = encode(value);
         let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
         let pair = |(k, v): (&String, &Value)| (k.as_str().into(), v.as_str().unwrap_or_default().into());
         let labels = labels.map(|labels| labels.iter().map(pair).collect()).unwrap_or_default();
-        Self { bytes, head, metadata, labels }
+        Self { bytes, head, metadata, managed, labels }
     }
 
     /// The whole text.
@@ -41,6 +43,26 @@ impl Object {
     /// The text of `metadata`; empty if there is none.
     pub fn metadata(&self) -> &[u8] {
         &self.bytes[self.metadata.clone()]
+    }
+
+    /// The whole text without `metadata.managedFields`, in two parts.
+    pub fn bare_text(&self) -> [&[u8]; 2] {
+        [&self.bytes[..self.managed.start], &self.bytes[self.managed.end..]]
+    }
+
+    /// [`Object::tail`] without `metadata.managedFields`, in two parts.
+    pub fn bare_tail(&self) -> [&[u8]; 2] {
+        let start = self.bytes.len() - self.tail().len();
+        [&self.bytes[start..self.managed.start], &self.bytes[self.managed.end..]]
+    }
+
+    /// [`Object::metadata`] without `managedFields`, in two parts.
+    pub fn bare_metadata(&self) -> [&[u8]; 2] {
+        let Range { start, end } = self.metadata.clone();
+        if start == end {
+            return [&[], &[]];
+        }
+        [&self.bytes[start..self.managed.start], &self.bytes[self.managed.end..end]]
     }
 
     /// The value of a label.
@@ -60,34 +82,73 @@ impl Object {
     }
 }
 
-fn encode(value: &Value) -> (Bytes, usize, Range<usize>) {
-    let mut out = BytesMut::with_capacity(1024).writer();
+/// An object's text and where its parts lie.
+struct Encoded {
+    bytes: Bytes,
+    head: usize,
+    metadata: Range<usize>,
+    managed: Range<usize>,
+}
+
+fn encode(value: &Value) -> Encoded {
+    let mut out = Vec::with_capacity(4096);
     let empty = Map::new();
     let map = value.as_object().unwrap_or(&empty);
-    let write = |out: &mut bytes::buf::Writer<BytesMut>, value: &Value| {
+    let write = |out: &mut Vec<u8>, value: &Value| {
         serde_json::to_writer(&mut *out, value).expect("writing JSON into memory does not fail");
     };
-    out.get_mut().put_slice(b"{\"kind\":");
+    out.put_slice(b"{\"kind\":");
     write(&mut out, map.get("kind").unwrap_or(&Value::String(String::new())));
-    out.get_mut().put_slice(b",\"apiVersion\":");
+    out.put_slice(b",\"apiVersion\":");
     write(&mut out, map.get("apiVersion").unwrap_or(&Value::String(String::new())));
-    let head = out.get_ref().len();
+    let head = out.len();
     // Metadata comes next, as in the reference; the rest in the map's order.
     let rest = map.iter().filter(|(key, _)| !matches!(key.as_str(), "kind" | "apiVersion" | "metadata"));
     let first = map.get_key_value("metadata");
-    let mut metadata = 0..0;
+    let (mut metadata, mut managed) = (0..0, None);
     for (key, value) in first.into_iter().chain(rest) {
-        out.get_mut().put_u8(b',');
+        out.put_u8(b',');
         serde_json::to_writer(&mut out, key).expect("writing JSON into memory does not fail");
-        out.get_mut().put_u8(b':');
-        let start = out.get_ref().len();
-        write(&mut out, value);
-        if key == "metadata" {
-            metadata = start..out.get_ref().len();
+        out.put_u8(b':');
+        let start = out.len();
+        match value.as_object().filter(|_| key == "metadata") {
+            Some(fields) => {
+                managed = Some(encode_metadata(&mut out, fields));
+                metadata = start..out.len();
+            }
+            None => write(&mut out, value),
         }
     }
-    out.get_mut().put_u8(b'}');
-    (out.into_inner().freeze(), head, metadata)
+    out.put_u8(b'}');
+    // Objects are kept, in history too: no spare room.
+    let bytes = Bytes::from(out.into_boxed_slice());
+    let managed = managed.unwrap_or(bytes.len()..bytes.len());
+    Encoded { bytes, head, metadata, managed }
+}
+
+/// Writes `metadata`; where `managedFields` lies in what was written, with one comma.
+fn encode_metadata(out: &mut Vec<u8>, fields: &Map<String, Value>) -> Range<usize> {
+    out.put_u8(b'{');
+    let first = out.len();
+    let mut managed = first..first;
+    for (key, value) in fields {
+        let start = out.len();
+        if start > first {
+            out.put_u8(b',');
+        }
+        serde_json::to_writer(&mut *out, key).expect("writing JSON into memory does not fail");
+        out.put_u8(b':');
+        serde_json::to_writer(&mut *out, value).expect("writing JSON into memory does not fail");
+        if key == "managedFields" {
+            managed = start..out.len();
+        }
+    }
+    // As the first field it has its comma behind it.
+    if managed.start == first && managed.end > first && managed.end < out.len() {
+        managed.end += 1;
+    }
+    out.put_u8(b'}');
+    managed
 }
 
 impl store::Record for Object {
@@ -163,5 +224,31 @@ mod tests {
         assert_eq!(object.metadata(), br#"{"labels":{"a":"b"}}"#);
         assert_eq!(object.value(), value);
         assert_eq!(Object::encode(&json!({"kind": "X", "apiVersion": "v1"})).tail(), b"}");
+    }
+
+    #[test]
+    fn managed_fields_can_be_cut_out() {
+        let managed = json!([{"manager": "a", "fieldsV1": {"f:metadata": {}}}]);
+        for (before, after) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut bare = json!({"apiVersion": "v1", "kind": "X", "metadata": {}, "spec": {"managedFields": 1}});
+            if before {
+                bare["metadata"]["labels"] = json!({"a": "b"});
+            }
+            if after {
+                bare["metadata"]["name"] = json!("x");
+            }
+            let mut whole = bare.clone();
+            whole["metadata"]["managedFields"] = managed.clone();
+            let wanted = Object::encode(&bare);
+            for object in [Object::encode(&whole), Object::encode(&bare)] {
+                assert_eq!(object.bare_text().concat(), &wanted.text()[..]);
+                assert_eq!(object.bare_tail().concat(), wanted.tail());
+                assert_eq!(object.bare_metadata().concat(), wanted.metadata());
+            }
+            assert_eq!(Object::encode(&whole).value(), whole);
+        }
+        let without = Object::encode(&json!({"kind": "X", "apiVersion": "v1"}));
+        assert_eq!(without.bare_text().concat(), &without.text()[..]);
+        assert_eq!(without.bare_metadata().concat(), without.metadata());
     }
 }

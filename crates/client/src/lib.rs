@@ -24,6 +24,10 @@ pub mod live;
 pub mod queue;
 pub mod settings;
 
+/// Header by which a client tells our API server that it has no use for `metadata.managedFields`, which can be as large
+/// as the rest of an object. Other API servers pass it over. What such a client writes keeps its managed fields.
+pub const WITHOUT_MANAGED_FIELDS: &str = "x-colibri-without-managed-fields";
+
 pub use cache::{Cache, Caches, Change, ObjectKey};
 pub use live::is_there;
 pub use queue::{Queue, run_workers, run_workers_after};

@@ -11,6 +11,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, Service as CoreService};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::core::Request;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
@@ -37,11 +38,12 @@ macro_rules! objects {
                 match self { $(Self::$kind(object) => &object.metadata),* }
             }
 
-            async fn create(&self, client: &Client, namespace: &str) -> kube::Result<()> {
+            /// The collection that the object belongs to, and the object as JSON.
+            fn request(&self, namespace: &str) -> kube::Result<(Request, Vec<u8>)> {
                 match self {
                     $(Self::$kind(object) => {
-                        let api = Api::<$kind>::namespaced(client.clone(), namespace);
-                        api.create(&PostParams::default(), object).await.map(drop)
+                        let body = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+                        Ok((Request::new($kind::url_path(&(), Some(namespace))), body))
                     })*
                 }
             }
@@ -54,44 +56,45 @@ macro_rules! objects {
                     })*
                 }
             }
-
-            async fn replace(&self, client: &Client, namespace: &str, name: &str) -> kube::Result<()> {
-                match self {
-                    $(Self::$kind(object) => {
-                        let api = Api::<$kind>::namespaced(client.clone(), namespace);
-                        api.replace(name, &PostParams::default(), object).await.map(drop)
-                    })*
-                }
-            }
-
-            async fn replace_status(&self, client: &Client, namespace: &str, name: &str) -> kube::Result<()> {
-                match self {
-                    $(Self::$kind(object) => {
-                        let api = Api::<$kind>::namespaced(client.clone(), namespace);
-                        api.replace_status(name, &PostParams::default(), object).await.map(drop)
-                    })*
-                }
-            }
-
-            async fn delete(
-                &self,
-                client: &Client,
-                namespace: &str,
-                name: &str,
-                resource_version: Option<String>,
-            ) -> kube::Result<()> {
-                let uid = self.meta().uid.clone();
-                let preconditions = Some(Preconditions { uid, resource_version });
-                let params = DeleteParams { preconditions, ..DeleteParams::background() };
-                match self {
-                    $(Self::$kind(_) => {
-                        let api = Api::<$kind>::namespaced(client.clone(), namespace);
-                        api.delete(name, &params).await.map(drop)
-                    })*
-                }
-            }
         }
     };
+}
+
+/// Sends a request. The answer is not decoded: what was written comes back by the watches.
+async fn send(
+    client: &Client,
+    request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+) -> kube::Result<()> {
+    client.request_text(request.map_err(kube::Error::BuildRequest)?).await.map(drop)
+}
+
+impl Object {
+    async fn create(&self, client: &Client, namespace: &str) -> kube::Result<()> {
+        let (request, body) = self.request(namespace)?;
+        send(client, request.create(&PostParams::default(), body)).await
+    }
+
+    async fn replace(&self, client: &Client, namespace: &str, name: &str) -> kube::Result<()> {
+        let (request, body) = self.request(namespace)?;
+        send(client, request.replace(name, &PostParams::default(), body)).await
+    }
+
+    async fn replace_status(&self, client: &Client, namespace: &str, name: &str) -> kube::Result<()> {
+        let (request, body) = self.request(namespace)?;
+        send(client, request.replace_subresource("status", name, &PostParams::default(), body)).await
+    }
+
+    async fn delete(
+        &self,
+        client: &Client,
+        namespace: &str,
+        name: &str,
+        resource_version: Option<String>,
+    ) -> kube::Result<()> {
+        let preconditions = Some(Preconditions { uid: self.meta().uid.clone(), resource_version });
+        let params = DeleteParams { preconditions, ..DeleteParams::background() };
+        send(client, self.request(namespace)?.0.delete(name, &params)).await
+    }
 }
 
 objects!(Service, Configuration, Revision, Route, PodAutoscaler, Pod, CoreService);

@@ -59,7 +59,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { changes: 50_000, bytes: 32 << 20, age: Duration::from_secs(300) }
+        Self { changes: 50_000, bytes: 8 << 20, age: Duration::from_secs(300) }
     }
 }
 

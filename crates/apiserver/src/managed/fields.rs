@@ -276,7 +276,13 @@ impl Rules<'_> {
         }
         match (self.shape(names, old), self.shape(names, new)) {
             (Shape::Map(before), Shape::Map(after)) => {
-                for (name, value) in after {
+                // Most of an object stays as it is; managed fields are nobody's.
+                let is_managed = |names: &[&str], name: &str| *names == ["metadata"] && name == "managedFields";
+                let changed = after.iter().filter(|(name, value)| before.get(*name) != Some(value));
+                for (name, value) in changed {
+                    if is_managed(names, name) {
+                        continue;
+                    }
                     names.push(name);
                     path.push(format!("f:{name}"));
                     match before.get(name) {
@@ -287,6 +293,9 @@ impl Rules<'_> {
                     names.pop();
                 }
                 for (name, value) in before.iter().filter(|(name, _)| !after.contains_key(*name)) {
+                    if is_managed(names, name) {
+                        continue;
+                    }
                     names.push(name);
                     path.push(format!("f:{name}"));
                     self.collect(value, names, path, true, removed);

@@ -149,7 +149,7 @@ impl ApiServer {
             Some(_) => entries(new),
             None => entries(old),
         };
-        let (mut set, removed) = rules.compare(&without_managed(old), &without_managed(new));
+        let (mut set, removed) = rules.compare(old, new);
         self.strip(call, &mut set);
         let operation = if matches!(style, Style::Apply { .. }) { "Apply" } else { "Update" };
         let mut own = self.own_entry(call, operation);
@@ -368,10 +368,4 @@ fn drop_null_metadata(config: &mut Value) {
     let metadata = meta_mut(config);
     metadata.retain(|_, value| !value.is_null());
     metadata.remove("managedFields");
-}
-
-fn without_managed(object: &Value) -> Value {
-    let mut object = object.clone();
-    meta_mut(&mut object).remove("managedFields");
-    object
 }

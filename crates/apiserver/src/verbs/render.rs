@@ -11,7 +11,6 @@ use crate::body::{self, Response};
 use crate::error::ApiResult;
 use crate::negotiate::{Notation, Shape};
 use crate::object::Object;
-use crate::registry::Served;
 use crate::table;
 
 impl ApiServer {
@@ -22,6 +21,9 @@ impl ApiServer {
                 Ok(body::raw_json(code, self.text_of(call, object)))
             }
             Shape::Object => Ok(respond_value(call, code, &self.view(&call.served, object))),
+            Shape::Partial if call.accepted.notation == Notation::Json => {
+                Ok(body::raw_json(code, self.partial_text(call, object)))
+            }
             Shape::Partial => Ok(respond_value(call, code, &partial(&self.view(&call.served, object)))),
             Shape::Table => {
                 let mut table = table::head(&call.served.def, &json!({"resourceVersion": revision_text(object)}));
@@ -34,13 +36,22 @@ impl ApiServer {
 
     /// JSON text of an object in the version of the request.
     pub(crate) fn text_of(&self, call: &Call, object: &Object) -> Bytes {
-        if object.api_version() == call.served.def.api_version() && call.served.crd.is_none() {
-            return object.text().clone();
+        let bare = call.accepted.bare;
+        let text = |object: &Object| if bare { object.bare_text().concat().into() } else { object.text().clone() };
+        if object.api_version() == call.served.def.api_version() {
+            return text(object);
         }
-        if call.served.crd.is_some() && object.api_version() == call.served.def.api_version() {
-            return object.text().clone();
+        text(&Object::encode(&self.view(&call.served, object)))
+    }
+
+    /// [`partial`] as text, cut out of the object's own where its version is the request's.
+    pub(crate) fn partial_text(&self, call: &Call, object: &Object) -> Bytes {
+        if object.metadata().is_empty() || object.api_version() != call.served.def.api_version() {
+            return partial(&self.view(&call.served, object)).to_string().into();
         }
-        Object::encode(&self.view(&call.served, object)).text().clone()
+        let head: &[u8] = br#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":"#;
+        let [metadata, rest] = if call.accepted.bare { object.bare_metadata() } else { [object.metadata(), &[]] };
+        [head, metadata, rest, b"}"].concat().into()
     }
 
     /// A list as the client wants it.
@@ -110,21 +121,22 @@ impl ApiServer {
 
     /// One item of a list: built-in kinds leave kind and apiVersion out there.
     fn put_item(&self, call: &Call, object: &Object, out: &mut BytesMut) {
-        if object.api_version() == call.served.def.api_version() {
-            if call.custom() {
-                out.put_slice(object.text());
-            } else {
+        let put = |object: &Object, out: &mut BytesMut| {
+            let parts = match (call.custom(), call.accepted.bare) {
+                (true, true) => object.bare_text(),
+                (true, false) => [&object.text()[..], &[]],
+                (false, true) => object.bare_tail(),
+                (false, false) => [object.tail(), &[]],
+            };
+            if !call.custom() {
                 out.put_u8(b'{');
-                out.put_slice(object.tail());
             }
-            return;
-        }
-        let converted = Object::encode(&self.view(&call.served, object));
-        if call.custom() {
-            out.put_slice(converted.text());
+            parts.into_iter().for_each(|part| out.put_slice(part));
+        };
+        if object.api_version() == call.served.def.api_version() {
+            put(object, out);
         } else {
-            out.put_u8(b'{');
-            out.put_slice(converted.tail());
+            put(&Object::encode(&self.view(&call.served, object)), out);
         }
     }
 }
@@ -145,16 +157,6 @@ pub(crate) fn include(call: &Call) -> ApiResult<table::Include> {
 /// The metadata of an object alone.
 pub(crate) fn partial(value: &Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": value["metadata"]})
-}
-
-/// [`partial`] as text, cut out of the object's own where its version is the request's.
-pub(crate) fn partial_text(server: &ApiServer, served: &Served, object: &Object) -> Bytes {
-    let metadata = object.metadata();
-    if metadata.is_empty() || object.api_version() != served.def.api_version() {
-        return partial(&server.view(served, object)).to_string().into();
-    }
-    let head: &[u8] = br#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":"#;
-    [head, metadata, b"}"].concat().into()
 }
 
 pub(crate) fn revision_text(object: &Object) -> String {

@@ -46,7 +46,9 @@ impl ApiServer {
             let created = self.create_object(call, without_revision(new), dry_run).await?;
             return self.respond(call, StatusCode::CREATED, &created);
         }
-        let make = |_: &Value| Ok(new.clone());
+        // Decoded anew only for another try.
+        let first = parking_lot::Mutex::new(Some(new));
+        let make = |_: &Value| first.lock().take().map_or_else(|| self.decode(call), Ok);
         let object = self.update_object(call, &make, Style::Update, dry_run).await?;
         self.respond(call, StatusCode::OK, &object)
     }
@@ -332,7 +334,9 @@ fn same_but_times(new: &Value, old: &Value) -> bool {
         let (Some(value), Some(other)) = (value.as_object(), other.as_object()) else { return false };
         value.len() == other.len()
             && value.iter().all(|(field, value)| match other.get(field) {
-                Some(other) if field == "managedFields" => without_times(value) == without_times(other),
+                Some(other) if field == "managedFields" && value != other => {
+                    without_times(value) == without_times(other)
+                }
                 other => other == Some(value),
             })
     })

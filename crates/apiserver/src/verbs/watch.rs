@@ -23,7 +23,7 @@ use crate::table;
 
 /// A watch without `timeoutSeconds` ends after this time plus up to as much again.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
-/// Time between bookmarks.
+/// Time between bookmarks, while there is something to mark.
 const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
 /// A bookmark is also sent so long before the end.
 const LAST_BOOKMARK: Duration = Duration::from_secs(2);
@@ -53,6 +53,8 @@ struct Stream {
     deadline: Instant,
     last_bookmark_sent: bool,
     table_head_sent: bool,
+    /// Whether there were changes since the last event that the client was not shown.
+    unseen: bool,
     failure: Option<ApiError>,
     done: bool,
 }
@@ -124,6 +126,7 @@ impl ApiServer {
             deadline: now + timeout,
             last_bookmark_sent: false,
             table_head_sent: false,
+            unseen: false,
             failure,
             done: false,
         };
@@ -201,8 +204,13 @@ impl Stream {
                     match watch.ready() {
                         Ok(changes) if changes.is_empty() => {
                             let revision = watch.revision();
-                            self.last_bookmark_sent |= due >= last_bookmark;
+                            let is_last = due >= last_bookmark;
+                            self.last_bookmark_sent |= is_last;
                             self.next_bookmark = due + BOOKMARK_PERIOD;
+                            // From what it has the client can go on, however many other tables were written to.
+                            if !is_last && !std::mem::take(&mut self.unseen) {
+                                continue;
+                            }
                             self.put_bookmark(&mut out, revision, false);
                             return Some(out.freeze());
                         }
@@ -223,8 +231,10 @@ impl Stream {
                         self.put_change(&mut out, &change);
                     }
                     if !out.is_empty() {
+                        self.unseen = false;
                         return Some(out.freeze());
                     }
+                    self.unseen = true;
                 }
             }
         }
@@ -272,7 +282,7 @@ impl Stream {
         match call.accepted.shape {
             Shape::Object => put_event(out, kind, &self.server.text_of(&call, object)),
             Shape::Partial => {
-                put_event(out, kind, &super::render::partial_text(&self.server, &call.served, object));
+                put_event(out, kind, &self.server.partial_text(&call, object));
             }
             Shape::Table => {
                 let value = self.server.view(&call.served, object);

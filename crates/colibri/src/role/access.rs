@@ -7,6 +7,7 @@ use ::apiserver::Authority;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use client::https::{self, Identity};
+use http::{HeaderName, HeaderValue};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use rustls::RootCertStore;
@@ -50,7 +51,9 @@ impl ApiArgs {
     /// What is wrong with the kubeconfig, the server or the credentials.
     pub async fn open(&self) -> Result<Api> {
         let source = self.source();
-        let config = self.config().await?;
+        let mut config = self.config().await?;
+        let without = HeaderName::from_static(client::WITHOUT_MANAGED_FIELDS);
+        config.headers.push((without, HeaderValue::from_static("true")));
         let url = config.cluster_url.clone();
         let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 });
         let address = format!("{}:{port}", url.host().unwrap_or_default());

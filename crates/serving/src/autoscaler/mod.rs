@@ -4,7 +4,7 @@
 //!   write and no other object stands between a request and its pod.
 //! - Statistics go into the windows as they come; decisions follow every 2 s, and at the second in which the last
 //!   traffic leaves the window.
-//! - A Revision at rest has no timer.
+//! - A Revision at rest, at zero or at its least scale, has no timer.
 //! - The status is written after the pods were asked for, and changes that follow each other closely as one.
 
 mod scaler;
@@ -54,6 +54,10 @@ pub(crate) struct Autoscaler {
 struct Entry {
     uid: String,
     scaler: Scaler,
+    /// What the scaler's settings were read from: a version of the PodAutoscaler and the settings of all.
+    basis: (Option<String>, Arc<Settings>),
+    /// What the status was found to tell, in that version of the PodAutoscaler.
+    told: Option<(status::Seen, Option<String>)>,
     /// The status that was written last, and the version it was written over.
     written: Option<(Option<String>, PodAutoscalerStatus)>,
     /// Since when the status differs from what is written.
@@ -167,7 +171,8 @@ fn evaluate(context: &Context, key: &ObjectKey, autoscaler: &PodAutoscaler) -> E
     let revision = context.caches.revisions.get_key(key);
     let limit =
         progress_deadline(revision.as_deref(), context.live.get().deployment.progress_deadline) + ACTIVATION_MARGIN;
-    let scaling = scaling(&this.settings.read(), autoscaler);
+    let basis = (autoscaler.resource_version(), this.settings.read().clone());
+    let scaling = || scaling(&basis.1, autoscaler);
     let poked = this.early.lock().remove(key);
     // Asked before any lock of ours is taken: the gateway calls us under its own.
     let load = context.gateway.load(&revision_id(key));
@@ -178,13 +183,18 @@ fn evaluate(context: &Context, key: &ObjectKey, autoscaler: &PodAutoscaler) -> E
     let mut changed = false;
     let fresh = entries.get(key).is_none_or(|entry| entry.uid != uid);
     if fresh {
-        let restored = status::restored(autoscaler, context.now());
-        let scaler = Scaler::new(scaling.clone(), restored, counts, limit, now);
-        entries.insert(key.clone(), Entry { uid, scaler, written: None, dirty_since: None });
+        let restored = status::restored(autoscaler.status.as_ref(), context.now());
+        let scaler = Scaler::new(scaling(), restored, counts, limit, now);
+        let entry = Entry { uid, scaler, basis: basis.clone(), told: None, written: None, dirty_since: None };
+        entries.insert(key.clone(), entry);
         changed = true;
     }
     let entry = entries.get_mut(key).expect("the entry was made above");
-    entry.scaler.retune(scaling, limit, now);
+    entry.scaler.set_activation_limit(limit);
+    if entry.basis.0 != basis.0 || !Arc::ptr_eq(&entry.basis.1, &basis.1) {
+        entry.scaler.retune(scaling(), now);
+        entry.basis = basis;
+    }
     if poked {
         entry.scaler.poke(now);
     }
@@ -210,22 +220,25 @@ fn status_write(
         activity: entry.scaler.activity(),
         initialized: entry.scaler.initialized(),
     };
-    // What was written over the version that the cache still shows is newer than the cache.
-    let known = match &entry.written {
-        Some((over, status)) if *over == autoscaler.resource_version() => Some(status),
-        _ => autoscaler.status.as_ref(),
-    };
-    let base = PodAutoscaler { status: known.cloned(), ..autoscaler.clone() };
-    let status = status::status(&base, &seen, context.now());
-    if base.status.as_ref() == Some(&status) {
-        entry.dirty_since = None;
+    let version = &autoscaler.metadata.resource_version;
+    if entry.told.as_ref().is_some_and(|(told, over)| *told == seen && over == version) {
         return (None, None);
     }
-    let first =
-        base.status.is_none() || entry.scaler.initialized() != status::restored(&base, context.now()).initialized;
+    // What was written over the version that the cache still shows is newer than the cache.
+    let known = match &entry.written {
+        Some((over, status)) if over == version => Some(status),
+        _ => autoscaler.status.as_ref(),
+    };
+    let status = status::status(known, autoscaler.metadata.generation, &seen, context.now());
+    if known == Some(&status) {
+        entry.dirty_since = None;
+        entry.told = Some((seen, version.clone()));
+        return (None, None);
+    }
+    let first = known.is_none() || entry.scaler.initialized() != status::restored(known, context.now()).initialized;
     let due = *entry.dirty_since.get_or_insert(now) + context.config.status_delay;
     // Written over a version that the cache does not show yet, it would only be refused.
-    let behind = matches!(&entry.written, Some((over, _)) if *over == autoscaler.resource_version());
+    let behind = matches!(&entry.written, Some((over, _)) if over == version);
     if (first || now >= due) && !behind {
         let next = PodAutoscaler { status: Some(status), ..autoscaler.clone() };
         return (Some(Write::Status(next.into())), None);

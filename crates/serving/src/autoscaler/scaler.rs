@@ -52,6 +52,8 @@ pub(super) struct Scaler {
     /// Load that was recorded when it came, before the second's report that holds it too.
     advance: f64,
     activation_limit: Duration,
+    /// Whether nothing happens until a report or a pod changes it: there is no tick.
+    rests: bool,
 }
 
 /// What an evaluation says.
@@ -85,13 +87,18 @@ impl Scaler {
             pods: counts.present.max(wanted),
             advance: 0.0,
             activation_limit,
+            rests: false,
             scaling,
         }
     }
 
+    /// Longest time of an activation.
+    pub(super) fn set_activation_limit(&mut self, limit: Duration) {
+        self.activation_limit = limit;
+    }
+
     /// Takes over changed settings or annotations. Windows of the same length keep their samples.
-    pub(super) fn retune(&mut self, scaling: Scaling, activation_limit: Duration, now: Duration) {
-        self.activation_limit = activation_limit;
+    pub(super) fn retune(&mut self, scaling: Scaling, now: Duration) {
         if scaling == self.scaling {
             return;
         }
@@ -118,7 +125,7 @@ impl Scaler {
         };
         let value = (value - std::mem::take(&mut self.advance)).max(0.0);
         self.add(value, now);
-        value > 0.0 && self.pods == 0
+        value > 0.0 && (self.pods == 0 || self.rests)
     }
 
     /// A request waits and nothing can take it; whether this asks for pods that nobody has asked for yet.
@@ -182,9 +189,10 @@ impl Scaler {
         self.decide_at = (now + TICK).min(end);
     }
 
-    fn again(&self, counts: Counts, scale: Scale, now: Duration) -> Option<Duration> {
-        let rests = scale.pods == 0 && self.decided == 0 && counts.present == 0 && self.stable.average(now) == 0.0;
-        if rests {
+    fn again(&mut self, counts: Counts, scale: Scale, now: Duration) -> Option<Duration> {
+        // Without traffic, and with the pods that it keeps even then, each tick would say the same.
+        self.rests = self.decided == 0 && counts.present == scale.pods && self.stable.average(now) == 0.0;
+        if self.rests {
             return scale.again;
         }
         Some(scale.again.map_or(self.decide_at, |again| again.min(self.decide_at)))

@@ -2,7 +2,7 @@
 //!
 //! Source: `knative/serving/pkg/reconciler/autoscaling/kpa/kpa.go`, `pa_lifecycle.go`.
 
-use api::autoscaling::{POD_AUTOSCALER_DEPENDENTS, PodAutoscaler, PodAutoscalerStatus};
+use api::autoscaling::{POD_AUTOSCALER_DEPENDENTS, PodAutoscalerStatus};
 use api::conditions::{ConditionStatus, Conditions};
 use autoscale::zero::Activity;
 use jiff::Timestamp;
@@ -17,8 +17,8 @@ const SCALE_TARGET_INITIALIZED: &str = "ScaleTargetInitialized";
 const TIMED_OUT: &str = "TimedOut";
 
 /// What the status tells of the time before this process started.
-pub(super) fn restored(autoscaler: &PodAutoscaler, now: Timestamp) -> Restored {
-    let conditions = autoscaler.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+pub(super) fn restored(status: Option<&PodAutoscalerStatus>, now: Timestamp) -> Restored {
+    let conditions = status.map(|status| status.conditions.as_slice()).unwrap_or_default();
     let find = |kind: &str| conditions.iter().find(|condition| condition.kind == kind);
     let active = find(ACTIVE);
     let activating = active.filter(|active| active.status == ConditionStatus::Unknown);
@@ -33,7 +33,7 @@ pub(super) fn restored(autoscaler: &PodAutoscaler, now: Timestamp) -> Restored {
 }
 
 /// What the status tells.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) counts: Counts,
     pub(super) desired: i32,
@@ -41,9 +41,14 @@ pub(super) struct Seen {
     pub(super) initialized: bool,
 }
 
-/// The status that `seen` calls for, going on from the present one.
-pub(super) fn status(autoscaler: &PodAutoscaler, seen: &Seen, now: Timestamp) -> PodAutoscalerStatus {
-    let mut status = autoscaler.status.clone().unwrap_or_default();
+/// The status that `seen` calls for in that generation, going on from the present one.
+pub(super) fn status(
+    present: Option<&PodAutoscalerStatus>,
+    generation: Option<i64>,
+    seen: &Seen,
+    now: Timestamp,
+) -> PodAutoscalerStatus {
+    let mut status = present.cloned().unwrap_or_default();
     let list = std::mem::take(&mut status.conditions);
     let mut conditions = Conditions::resume(POD_AUTOSCALER_DEPENDENTS, list, now);
     if seen.initialized {
@@ -66,6 +71,6 @@ pub(super) fn status(autoscaler: &PodAutoscaler, seen: &Seen, now: Timestamp) ->
     status.conditions = conditions.into_list();
     status.desired_scale = Some(seen.desired);
     status.actual_scale = Some(seen.counts.ready);
-    status.observed_generation = autoscaler.metadata.generation;
+    status.observed_generation = generation;
     status
 }
