@@ -10,7 +10,8 @@ use base::Backoff;
 use client::{Caches, Change};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, Client, ResourceExt};
+use kube::core::Request;
+use kube::{Api, Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -349,12 +350,14 @@ impl Nodes {
             "conditions": [condition("PodScheduled", "True"), condition("Initialized", "True"),
                 condition("ContainersReady", ready), condition("Ready", ready)],
         }});
-        let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let pods = Request::new(Pod::url_path(&(), pod.namespace().as_deref()));
         let name = pod.name_any();
         retry(|| async {
             self.reachable(node).await;
-            let patched = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
-            unless_gone(patched.map(drop))
+            let patch = Patch::Merge(&patch);
+            let request = pods.patch_subresource("status", &name, &PatchParams::default(), &patch);
+            let request = request.map_err(kube::Error::BuildRequest)?;
+            unless_gone(self.client.request_text(request).await.map(drop))
         })
         .await;
     }

@@ -93,8 +93,12 @@ impl Traffic {
             let gap = *self.dice.pick(&[0, 10, 200]);
             let works = if calm { &[100, 5_000, 500_000] } else { &[100, 50_000, 4_000_000] };
             let work = *self.dice.pick(works);
+            let limit = u64::try_from(self.users.app(index).timeout.as_micros()).unwrap_or(u64::MAX);
             for _ in 0..count {
-                let work = Duration::from_micros(self.dice.between(work / 2..work * 2));
+                // Some of a crowd take so long that their pods are in surplus before they end.
+                let work =
+                    if crowd && self.dice.chance(250) { limit * 3 / 8..limit * 7 / 8 } else { work / 2..work * 2 };
+                let work = Duration::from_micros(self.dice.between(work));
                 tokio::spawn(self.clone().send(index, work));
                 sleep(Duration::from_millis(gap)).await;
             }

@@ -38,6 +38,8 @@ pub struct App {
     pub version: u32,
     /// Most requests in one pod; 0 is no limit.
     pub concurrency: u32,
+    /// Whether it is scaled by requests per second: then pods are in surplus while long requests are in them.
+    pub by_rate: bool,
     /// Fewest pods.
     pub min_scale: u32,
     /// Most pods; 0 is no limit.
@@ -76,6 +78,10 @@ impl App {
             if value > 0 {
                 annotations[format!("{prefix}{key}")] = value.to_string().into();
             }
+        }
+        if self.by_rate {
+            annotations[format!("{prefix}metric")] = "rps".into();
+            annotations[format!("{prefix}target")] = "1".into();
         }
         let image = if self.crashes { CRASHES } else { "app" };
         let mut traffic = json!([{"latestRevision": true, "percent": 100}]);
@@ -276,6 +282,7 @@ fn draw(dice: &Dice, index: usize) -> App {
         crashes: false,
         version: 1,
         concurrency,
+        by_rate: dice.chance(300),
         min_scale,
         max_scale,
         initial_scale,

@@ -11,7 +11,7 @@ use apiserver::body::{self, Body, BoxError, Response};
 use apiserver::{ApiServer, User};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{Method, Request, StatusCode};
+use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use kube::Client;
 use serde_json::{Value, json};
@@ -118,10 +118,13 @@ impl Wire {
             note!(self.trace, "{role:?} {method} {path}: {code} by fault");
             return Ok(refusal(code));
         }
-        if self.sabotage == Some(Sabotage::KeepGarbage) && role == Role::Controllers && method == Method::DELETE {
+        let keep = self.sabotage == Some(Sabotage::KeepGarbage) && role == Role::Controllers;
+        if keep && method == Method::DELETE && !path.contains("/pods/") {
             return Ok(answer(StatusCode::OK, &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})));
         }
-        let request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
+        let mut request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
+        request.headers_mut().insert(client::WITHOUT_MANAGED_FIELDS, HeaderValue::from_static("true"));
+        let request = if self.sabotage.is_some() { self.mend(role, &path, request).await? } else { request };
         let mut response = self.server.handle(User::master("system:colibri"), request).await;
         let code = response.status();
         if method != Method::GET {
@@ -138,8 +141,8 @@ impl Wire {
         }
         if watch && role != Role::Observer && code.is_success() {
             response = response.map(|body| self.watched(role, dice, crashed, path, body));
-        } else if self.sabotage.is_some() && method == Method::GET {
-            response = self.forge_whole(role, response).await;
+        } else if !watch && self.sabotage.is_some() && method == Method::GET {
+            response = self.forge_whole(role, &path, response).await;
         }
         Ok(response)
     }
@@ -182,21 +185,42 @@ impl Wire {
         }))
     }
 
-    async fn forge_whole(&self, role: Role, response: Response) -> Response {
+    /// What a broken component was shown must not be what it writes.
+    async fn mend(
+        &self,
+        role: Role,
+        path: &str,
+        request: apiserver::body::Request,
+    ) -> Result<apiserver::body::Request, BoxError> {
+        let Some((from, to)) = self.forgery(role, path) else { return Ok(request) };
+        let (head, body) = request.into_parts();
+        let text = String::from_utf8(body.collect().await?.to_bytes().into())?;
+        Ok(Request::from_parts(head, body::full(text.replace(to, from))))
+    }
+
+    async fn forge_whole(&self, role: Role, path: &str, response: Response) -> Response {
         let (head, body) = response.into_parts();
         match body.collect().await {
-            Ok(bytes) => Response::from_parts(head, body::full(self.forge(role, bytes.to_bytes()))),
+            Ok(bytes) => Response::from_parts(head, body::full(self.forge(role, path, bytes.to_bytes()))),
             Err(_) => Response::from_parts(head, body::empty()),
         }
     }
 
+    /// A text that a broken component reads as another.
+    fn forgery(&self, role: Role, path: &str) -> Option<(&'static str, &'static str)> {
+        match (self.sabotage, role) {
+            (Some(Sabotage::IgnoreConcurrency), Role::Gateway) => Some(("\"containerConcurrency\":", "\"forged\":")),
+            // Of Revisions alone: the PodAutoscalers are made from them, and all else is as it should be.
+            (Some(Sabotage::IgnoreMaxScale), Role::Controllers) if path.contains("/revisions") => {
+                Some(("\"autoscaling.knative.dev/max-scale\":", "\"forged\":"))
+            }
+            _ => None,
+        }
+    }
+
     /// What a broken component believes to read.
-    fn forge(&self, role: Role, bytes: Bytes) -> Bytes {
-        let (from, to) = match (self.sabotage, role) {
-            (Some(Sabotage::IgnoreConcurrency), Role::Gateway) => ("\"containerConcurrency\":", "\"x\":"),
-            (Some(Sabotage::IgnoreMaxScale), Role::Controllers) => ("autoscaling.knative.dev/max-scale\":", "x\":"),
-            _ => return bytes,
-        };
+    fn forge(&self, role: Role, path: &str, bytes: Bytes) -> Bytes {
+        let Some((from, to)) = self.forgery(role, path) else { return bytes };
         match std::str::from_utf8(&bytes) {
             Ok(text) if text.contains(from) => text.replace(from, to).into(),
             _ => bytes,
@@ -236,7 +260,7 @@ impl Watched {
                 let lag = if self.slow { self.dice.millis(0..2_000) } else { self.dice.millis(0..20) };
                 sleep(lag).await;
             }
-            return Some(Ok(self.wire.forge(self.role, bytes)));
+            return Some(Ok(self.wire.forge(self.role, &self.path, bytes)));
         }
     }
 }
@@ -257,7 +281,7 @@ fn refusal(code: StatusCode) -> Response {
 fn answer(code: StatusCode, value: &Value) -> Response {
     let mut response = Response::new(body::full(value.to_string()));
     *response.status_mut() = code;
-    let json = http::HeaderValue::from_static("application/json");
+    let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(http::header::CONTENT_TYPE, json);
     response
 }

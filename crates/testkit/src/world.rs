@@ -72,7 +72,7 @@ pub enum Sabotage {
     SkipDraining,
     /// No word of the gateway reaches the autoscaler.
     LoseReports,
-    /// The controllers' deletions are not carried out.
+    /// The controllers' deletions of anything but pods are not carried out.
     KeepGarbage,
 }
 

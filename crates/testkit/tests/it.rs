@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 
 /// Seeds that must hold. `COLIBRI_SEEDS` and `COLIBRI_SEED` (the first) choose others; see also `make soak`.
-const SEEDS: &str = "48";
+const SEEDS: &str = "200";
 
 fn simulate(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_simulate")).args(args).output().expect("simulate can be started")
@@ -44,10 +44,13 @@ fn without_faults_every_request_is_answered_by_a_pod() {
     assert!(output.status.success(), "{}", text(&output));
 }
 
-/// Breaks a component on purpose; one of the first seeds must notice, and say so in these words.
-fn noticed(sabotage: &str, words: &str) {
+/// Breaks a component on purpose; one of the first seeds must notice, and say so in the words of the invariant.
+fn noticed(sabotage: &str, words: &str, more: &[&str]) {
     let seen: Vec<String> = (0..12)
-        .map(|seed: u32| text(&simulate(&["--seeds", "1", "--seed", &seed.to_string(), "--break", sabotage])))
+        .map(|seed: u32| {
+            let seed = seed.to_string();
+            text(&simulate(&[&["--seeds", "1", "--seed", &seed, "--break", sabotage], more].concat()))
+        })
         .take_while_inclusive(|text| !(text.contains("BREACH") && text.contains(words)))
         .collect();
     let last = seen.last().map(String::as_str).unwrap_or_default();
@@ -66,15 +69,25 @@ impl<I: Iterator> TakeWhileInclusive for I {}
 
 #[test]
 fn a_gateway_that_ignores_container_concurrency_is_noticed() {
-    noticed("ignore-concurrency", "its limit is");
+    noticed("ignore-concurrency", "its limit is", &[]);
+}
+
+#[test]
+fn an_autoscaler_that_ignores_max_scale_is_noticed() {
+    noticed("ignore-max-scale", "its max-scale is", &[]);
+}
+
+#[test]
+fn a_gateway_that_does_not_drain_is_noticed() {
+    noticed("skip-draining", "requests in it", &[]);
 }
 
 #[test]
 fn reports_that_get_lost_are_noticed() {
-    noticed("lose-reports", "was sent a request");
+    noticed("lose-reports", "all has been well for a while", &["--calm"]);
 }
 
 #[test]
 fn garbage_that_stays_is_noticed() {
-    noticed("keep-garbage", "was sent a request");
+    noticed("keep-garbage", "is left behind", &["--calm"]);
 }

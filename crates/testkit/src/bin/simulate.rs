@@ -9,6 +9,9 @@ use std::time::Instant;
 use clap::Parser;
 use testkit::world::{Plan, Report, Sabotage, run};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs the control plane and the gateway in a simulated hour for each seed.
 #[derive(Parser)]
 struct Args {
