@@ -90,6 +90,9 @@ fn print(report: &Report, start: Instant) {
     );
 }
 
+/// Seeds between two lines that tell how far it is.
+const PROGRESS: u64 = 500;
+
 fn many(args: &Args) -> ExitCode {
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |count| count.get()));
     let left: Mutex<VecDeque<u64>> = Mutex::new((args.seed..args.seed + args.seeds).collect());
@@ -99,7 +102,14 @@ fn many(args: &Args) -> ExitCode {
         for _ in 0..jobs {
             scope.spawn(|| {
                 loop {
-                    let Some(seed) = left.lock().ok().and_then(|mut left| left.pop_front()) else { return };
+                    let (seed, done) = {
+                        let Ok(mut left) = left.lock() else { return };
+                        let Some(seed) = left.pop_front() else { return };
+                        (seed, seed - args.seed)
+                    };
+                    if done > 0 && done.is_multiple_of(PROGRESS) {
+                        eprintln!("{done} of {} seeds begun in {:.0} s", args.seeds, start.elapsed().as_secs_f64());
+                    }
                     if let Some(text) = child(args, seed) {
                         print!("{text}");
                         failed.lock().into_iter().for_each(|mut failed| failed.push(seed));
