@@ -200,13 +200,15 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
     if plan.retire > 0 {
         retire(&context, &key, observed.revision.as_deref(), plan.retire);
     }
+    let expected = observed.expected + plan.create.len();
     if plan.create.is_empty() || may_create(&context, &key, observed.revision.as_deref()).await? {
         create(&context, &key, plan.create).await?;
     }
     for write in &plan.delete {
         delete(&context, &key, write).await?;
     }
-    Ok(Outcome::Done)
+    // One that was asked for and does not come is asked for again.
+    Ok(if expected > 0 { Outcome::After(EXPECTATION_LIMIT) } else { Outcome::Done })
 }
 
 /// Whether pods may be made. Only a Revision whose pods somebody else deletes is asked for: a cold start waits for

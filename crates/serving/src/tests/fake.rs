@@ -41,6 +41,8 @@ struct State {
     attempts: usize,
     /// Answers to the creation of pods that will get lost.
     lost: usize,
+    /// Whether every request for a pod fails.
+    no_pods: bool,
     /// Kind whose watches say nothing at present.
     held: Option<String>,
 }
@@ -121,6 +123,11 @@ impl Api {
         }
     }
 
+    /// Every request for a pod fails, or none any more.
+    pub(super) fn refuse_pods(&self, refuse: bool) {
+        self.state.lock().no_pods = refuse;
+    }
+
     /// Writes since the last call.
     pub(super) fn take_writes(&self) -> Vec<String> {
         std::mem::take(&mut self.state.lock().writes)
@@ -163,6 +170,9 @@ impl Api {
             && let Some(refused) = state.injected_failure()
         {
             return answer(Err(refused));
+        }
+        if state.no_pods && place.kind == "/api/v1/pods" && !(*method == Method::GET && place.name.is_empty()) {
+            return answer(Err((500, "InternalError")));
         }
         let result = match *method {
             Method::GET if place.name.is_empty() => Ok(state.list(&place.kind)),

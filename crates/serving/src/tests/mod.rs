@@ -379,6 +379,19 @@ async fn nothing_is_made_for_an_object_that_is_gone() {
     }
 }
 
+/// Nobody knows whether the pod was made, and it was not.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_never_comes_is_asked_for_again() {
+    let platform = platform(Api::new()).await;
+    platform.api.refuse_pods(true);
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(platform.api.list("pods").len(), 0);
+    platform.api.refuse_pods(false);
+    platform.until_pods(1).await;
+    platform.until("Ready", "True").await;
+}
+
 /// Somebody deletes a pod of a Revision that is there: another stands in.
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_somebody_deletes_is_replaced() {
