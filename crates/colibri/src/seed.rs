@@ -35,6 +35,15 @@ pub async fn install(client: &Client) -> Result<()> {
         let namespace = Namespace { metadata, ..Namespace::default() };
         namespaces.create(&PostParams::default(), &namespace).await.context(api::SYSTEM_NAMESPACE)?;
     }
+    config_maps(client).await
+}
+
+/// Creates the ConfigMaps that are missing, and brings their documentation up to date.
+///
+/// # Errors
+///
+/// When the API server refuses one.
+pub async fn config_maps(client: &Client) -> Result<()> {
     let config_maps = Api::<ConfigMap>::namespaced(client.clone(), api::SYSTEM_NAMESPACE);
     for map in &api::config::MAPS {
         let initial = map.initial();

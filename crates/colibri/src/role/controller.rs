@@ -16,6 +16,7 @@ use client::lease::{self, LeaseConfig};
 use client::link::{AutoscalerLink, Late};
 use client::{Caches, Live};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
+use kube::Client;
 use parking_lot::RwLock;
 use serving::Serving;
 use store::cas::Cas;
@@ -88,6 +89,9 @@ pub struct ControllerArgs {
     #[arg(long, env = "COLIBRI_LOG", default_value = "warn,colibri=info")]
     pub log: String,
 }
+
+/// Pause between two tries to make the ConfigMaps.
+const SEED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Whether to run the cluster's own controllers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -291,8 +295,20 @@ async fn lead(role: &Role, tasks: &TaskTracker, term: &CancellationToken) {
     // Only now gateways are let in: what they say first must not be lost.
     *role.hub.write() = Some(hub);
     functions::Functions::start(functions::Config::default(), caches.clone(), stores, tasks, term);
+    tasks.spawn(seed(role.api.client.clone(), term.clone()));
     if role.cluster {
         let config = cluster::Config { root_ca_pem: role.api.ca_pem.clone() };
         cluster::start(config, &caches, tasks, term);
+    }
+}
+
+/// Makes the ConfigMaps that are missing. This process serves the webhook that checks them, which the API server may not
+/// reach at once.
+async fn seed(client: Client, term: CancellationToken) {
+    while let Err(error) = crate::seed::config_maps(&client).await {
+        tracing::warn!(error = format!("{error:#}"), "the ConfigMaps cannot be made, trying again");
+        if term.run_until_cancelled(tokio::time::sleep(SEED_PAUSE)).await.is_none() {
+            return;
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::admission::{CONFIGURATION, DEFAULTING, DEFAULTING_PATH, VALIDATION, V
 /// Print the objects that a Kubernetes cluster needs for Colibri, as YAML for `kubectl apply -f -`.
 #[derive(Args, Clone, Debug)]
 pub struct InstallArgs {
-    /// The kinds (CustomResourceDefinitions), the system namespace and its ConfigMaps
+    /// The kinds (CustomResourceDefinitions) and the system namespace
     #[arg(long)]
     crds: bool,
     /// The admission webhooks, which the controller serves
@@ -41,9 +41,6 @@ pub fn install(args: &InstallArgs) -> Result<()> {
         documents.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": api::SYSTEM_NAMESPACE}}));
         for definition in api::crds::all() {
             documents.push(serde_json::to_value(&definition).context("printing a definition")?);
-        }
-        for map in &api::config::MAPS {
-            documents.push(serde_json::to_value(map.initial()).context("printing a ConfigMap")?);
         }
     }
     if let Some(file) = &args.ca {
