@@ -25,6 +25,30 @@ const SEARCH_DEPTH: usize = 6;
 static FUNCTION: LazyLock<Value> = LazyLock::new(object::<crate::functions::FunctionSpec>);
 static SERVICE: LazyLock<Value> = LazyLock::new(object::<crate::serving::ServiceSpec>);
 
+/// Whether every wanted field is present with its value; the API server's defaults may stand beside them.
+pub fn holds(present: &Value, wanted: &Value) -> bool {
+    match (present, wanted) {
+        (Value::Object(present), Value::Object(wanted)) => wanted.iter().all(|(name, value)| match present.get(name) {
+            Some(found) => holds(found, value),
+            None => is_empty(value),
+        }),
+        (Value::Array(present), Value::Array(wanted)) => {
+            present.len() == wanted.len() && present.iter().zip(wanted).all(|(present, wanted)| holds(present, wanted))
+        }
+        (present, wanted) => present == wanted,
+    }
+}
+
+/// Whether a value says as much as its absence.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(fields) => fields.values().all(is_empty),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
 /// Problems of a Function's fields; its `status` is not looked at.
 pub fn of_function(object: &Value) -> Vec<Problem> {
     check(object, &FUNCTION)
@@ -365,6 +389,19 @@ mod tests {
                 let _ = (of_function(&value), of_service(&value));
                 let _ = of_function(&json!({"spec": value}));
             }
+        }
+    }
+
+    #[test]
+    fn defaults_may_stand_beside_what_is_wanted() {
+        let wanted = json!({"containers": [{"image": "a", "env": []}], "timeoutSeconds": null});
+        for (present, expected) in [
+            (json!({"containers": [{"image": "a", "name": "user-container"}], "enableServiceLinks": false}), true),
+            (json!({"containers": [{"image": "b"}]}), false),
+            (json!({"containers": [{"image": "a"}, {"image": "c"}]}), false),
+            (json!({}), false),
+        ] {
+            assert_eq!(holds(&present, &wanted), expected, "{present}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What there is of one workload: itself, its versions, its instances.
 
+use api::fields::holds;
 use api::serving::annotations::{CONFIGURATION_LABEL, REVISION_LABEL, SERVICE_LABEL};
 use api::serving::{Revision, Service, TrafficTarget};
 use k8s_openapi::api::core::v1::Pod;
@@ -69,7 +70,8 @@ impl Seen {
         let template = &service.spec.template;
         let wanted = template.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref());
         let same = wanted.into_iter().flatten().all(|(key, value)| found.annotations().get(key) == Some(value));
-        (found.spec == template.spec && same).then_some(found)
+        let json = |spec| serde_json::to_value(spec).unwrap_or_default();
+        (same && holds(&json(&found.spec), &json(&template.spec))).then_some(found)
     }
 
     /// The instances of a version, newest first.

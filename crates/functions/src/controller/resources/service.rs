@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use api::fields::holds;
 use api::functions::settings::{autoscaling_annotations, timeout, timeout_seconds};
 use api::functions::{CODE_DIGEST, CODE_DRIVER, CODE_PATH, CODE_VOLUME, Function, RUNTIME_REGISTRY, VOLUMES_PATH};
 use api::serving::annotations::{FUNCTION_LABEL, USER_CONTAINER};
@@ -168,28 +169,4 @@ fn json(spec: &impl Serialize) -> Value {
 fn hash(spec: &impl Serialize) -> String {
     let digest = Sha256::digest(json(spec).to_string().as_bytes());
     hex::encode(&digest[..16])
-}
-
-/// Whether every wanted field is present with its value; the API server's defaults may stand beside them.
-fn holds(present: &Value, wanted: &Value) -> bool {
-    match (present, wanted) {
-        (Value::Object(present), Value::Object(wanted)) => wanted.iter().all(|(name, value)| match present.get(name) {
-            Some(found) => holds(found, value),
-            None => is_empty(value),
-        }),
-        (Value::Array(present), Value::Array(wanted)) => {
-            present.len() == wanted.len() && present.iter().zip(wanted).all(|(present, wanted)| holds(present, wanted))
-        }
-        (present, wanted) => present == wanted,
-    }
-}
-
-/// Whether a value says as much as its absence.
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Object(fields) => fields.values().all(is_empty),
-        Value::Array(items) => items.is_empty(),
-        _ => false,
-    }
 }
