@@ -59,6 +59,13 @@ impl Seen {
 
     /// The version that is made from what the Service asks for now; `None` while it is not there.
     pub fn newest(&self) -> Option<&Revision> {
+        if let Workload::Function(function) = &self.workload {
+            // Until then the Service is that of before.
+            let observed = function.status.as_ref().and_then(|status| status.observed_generation);
+            if observed != function.metadata.generation {
+                return None;
+            }
+        }
         let service = self.service.as_ref()?;
         let status = service.status.as_ref()?;
         if status.observed_generation != service.metadata.generation {
