@@ -17,6 +17,14 @@ pub const ADDRESS: &str = "192.0.2.1";
 /// Range of Services.
 const SERVICES: &str = "10.96.0.0/16";
 
+/// A ConfigMap that the last of our webhooks refuses.
+const REFUSED: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: { name: config-gc, namespace: colibri-system }
+data: { min-non-active-revisions: none }
+"#;
+
 /// Starts the control plane; answers its processes, in the order in which they are stopped, and the API server's URL.
 /// Keys and a kubeconfig are where [`Roles`] expect those of our own API server.
 ///
@@ -104,6 +112,26 @@ async fn wait_for(apiserver: &mut Process, roles: &Roles, limit: Duration) -> Re
         }
         ensure!(start.elapsed() < limit, "kube-apiserver is not ready after {limit:?}:\n{}", apiserver.log());
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Waits until what the control plane does after a start is done: the default account, the node without taint, webhooks
+/// that are asked.
+///
+/// # Errors
+///
+/// When it is not done in time.
+pub(crate) async fn settled(roles: &Roles, limit: Duration) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let account = roles.kubectl(&["get", "serviceaccount", "default"], None).await?;
+        let taints = roles.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.taints}"], None).await?;
+        let refused = roles.kubectl(&["create", "--dry-run=server", "-f", "-"], Some(REFUSED)).await?;
+        if account.code == 0 && taints.stdout.is_empty() && refused.code != 0 {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < limit, "after {limit:?}: {account:?} {taints:?} {refused:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

@@ -287,6 +287,9 @@ pub async fn start_processes(
     let url = endpoints["webhooks"].as_str().unwrap_or_default();
     let ca = roles.file("apiserver", "pki/ca.crt");
     roles.install(&["--webhooks", "--url", url, "--ca", &ca.to_string_lossy()]).await?;
+    if layout == Layout::Kubernetes {
+        kubernetes::settled(&roles, limit).await?;
+    }
     let endpoints = json!({
         "api": api, "gateway": at["gateway"], "gateway_tls": at["gateway_tls"], "metrics": at["metrics"],
         "domain": "localhost",

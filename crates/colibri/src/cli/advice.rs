@@ -54,6 +54,8 @@ pub fn of(seen: &Seen) -> Option<Advice> {
     let conditions = seen.service.as_ref().and_then(|service| service.status.as_ref());
     let routes = failed(conditions.map(|status| status.conditions.as_slice()).unwrap_or_default(), "RoutesReady")?;
     let cure = match routes.reason.as_deref() {
+        // Without a name in spec.traffic it is only not there yet.
+        Some("RevisionMissing" | "ConfigurationMissing") if !names_revisions(seen) => return None,
         Some("RevisionMissing" | "ConfigurationMissing") => {
             format!("name a version that exists in spec.traffic: colibri describe {name} lists them")
         }
@@ -62,6 +64,12 @@ pub fn of(seen: &Seen) -> Option<Advice> {
         _ => "look at kubectl describe route, and at spec.traffic".to_owned(),
     };
     Some(advice("route", routes, &cure, true))
+}
+
+/// Whether the traffic is asked for by Revisions' names.
+fn names_revisions(seen: &Seen) -> bool {
+    let traffic = seen.service.iter().flat_map(|service| &service.spec.traffic);
+    traffic.into_iter().any(|target| target.revision_name.is_some())
 }
 
 /// What is wrong with one version.
