@@ -126,7 +126,7 @@ pub(crate) async fn settled(roles: &Roles, limit: Duration) -> Result<()> {
     loop {
         let account = roles.kubectl(&["get", "serviceaccount", "default"], None).await?;
         let taints = roles.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.taints}"], None).await?;
-        let refused = roles.kubectl(&["create", "--dry-run=server", "-f", "-"], Some(REFUSED)).await?;
+        let refused = roles.kubectl(&["apply", "--dry-run=server", "-f", "-"], Some(REFUSED)).await?;
         if account.code == 0 && taints.stdout.is_empty() && refused.code != 0 {
             return Ok(());
         }
