@@ -383,8 +383,11 @@ mod tests {
         let mut found = seen("", "True", "", json!({"name": "c"}));
         let routes = json!([{"type": "RoutesReady", "status": "False", "reason": "RevisionMissing",
             "message": "Revision \"web-9\" referenced in traffic not found."}]);
-        let status = found.service.as_mut().unwrap().status.as_mut().unwrap();
-        status.conditions = serde_json::from_value(routes).unwrap();
+        let service = found.service.as_mut().unwrap();
+        service.status.as_mut().unwrap().conditions = serde_json::from_value(routes).unwrap();
+        assert_eq!(of(&found), None, "without a name in the traffic it is not there yet");
+        let service = found.service.as_mut().unwrap();
+        service.spec.traffic = serde_json::from_value(json!([{"revisionName": "web-9", "percent": 100}])).unwrap();
         let found = of(&found).unwrap();
         assert!(found.stage == "route" && found.cause.contains("web-9") && found.cure.contains("spec.traffic"));
     }
