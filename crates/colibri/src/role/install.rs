@@ -38,7 +38,10 @@ pub fn install(args: &InstallArgs) -> Result<()> {
     }
     let mut documents = Vec::new();
     if args.crds {
-        documents.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": api::SYSTEM_NAMESPACE}}));
+        // The label, which the webhook for ConfigMaps goes by, is not set by API servers before 1.21.
+        let labels = json!({"kubernetes.io/metadata.name": api::SYSTEM_NAMESPACE});
+        let metadata = json!({"name": api::SYSTEM_NAMESPACE, "labels": labels});
+        documents.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}));
         for definition in api::crds::all() {
             documents.push(serde_json::to_value(&definition).context("printing a definition")?);
         }
