@@ -22,8 +22,8 @@ pub const CODE_VOLUME: &str = "colibri-code";
 pub const CODE_PATH: &str = "/code";
 /// Where a function's own volumes are mounted, each under its name.
 pub const VOLUMES_PATH: &str = "/mnt";
-/// Driver of the inline CSI volume that a function's code is mounted by. Every Kubernetes API server keeps such volumes;
-/// image volumes are dropped by those before 1.35.
+/// Driver of the inline CSI volume that a function's code is mounted by. Kubernetes API servers keep such volumes;
+/// older ones drop image volumes.
 pub const CODE_DRIVER: &str = "code.colibri.dev";
 /// Attribute of that volume: the archive's digest. The pod's namespace must have that archive.
 pub const CODE_DIGEST: &str = "digest";
