@@ -12,10 +12,13 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
+const NAMESPACED: &str = "Namespaced";
+
 /// One kind, as far as CRDs differ.
 struct Definition {
     group: &'static str,
     version: &'static str,
+    scope: &'static str,
     kind: &'static str,
     plural: &'static str,
     singular: &'static str,
@@ -26,9 +29,18 @@ struct Definition {
     status: Value,
 }
 
-/// All definitions: Service, Configuration, Revision, Route, PodAutoscaler, Function.
+/// All definitions: Service, Configuration, Revision, Route, PodAutoscaler, DomainMapping, ClusterDomainClaim, Function.
 pub fn all() -> Vec<CustomResourceDefinition> {
-    let definitions = [service(), configuration(), revision(), route(), pod_autoscaler(), function()];
+    let definitions = [
+        service(),
+        configuration(),
+        revision(),
+        route(),
+        pod_autoscaler(),
+        domain_mapping(),
+        cluster_domain_claim(),
+        function(),
+    ];
     definitions.into_iter().map(Definition::build).collect()
 }
 
@@ -123,6 +135,7 @@ fn pod_autoscaler() -> Definition {
     Definition {
         group: "autoscaling.internal.knative.dev",
         version: "v1alpha1",
+        scope: NAMESPACED,
         kind: "PodAutoscaler",
         plural: "podautoscalers",
         singular: "podautoscaler",
@@ -144,6 +157,52 @@ fn pod_autoscaler() -> Definition {
     }
 }
 
+fn domain_mapping() -> Definition {
+    let mut columns = vec![text("URL", ".status.url")];
+    columns.extend(ready_columns());
+    let reference = json!({
+        "address": string(),
+        "apiVersion": string(),
+        "group": string(),
+        "kind": string(),
+        "name": string(),
+        "namespace": string(),
+    });
+    Definition {
+        version: "v1beta1",
+        kind: "DomainMapping",
+        plural: "domainmappings",
+        singular: "domainmapping",
+        short_names: &["dm"],
+        columns,
+        spec: requiring(
+            &["ref"],
+            json!({
+                "ref": requiring(&["kind", "name"], reference),
+                "tls": requiring(&["secretName"], json!({ "secretName": string() })),
+            }),
+        ),
+        status: status(json!({ "url": string(), "address": address() })),
+        ..serving()
+    }
+}
+
+fn cluster_domain_claim() -> Definition {
+    Definition {
+        group: "networking.internal.knative.dev",
+        version: "v1alpha1",
+        scope: "Cluster",
+        kind: "ClusterDomainClaim",
+        plural: "clusterdomainclaims",
+        singular: "clusterdomainclaim",
+        short_names: &["cdc"],
+        categories: &["knative-internal", "networking"],
+        columns: Vec::new(),
+        spec: requiring(&["namespace"], json!({ "namespace": string() })),
+        status: object(json!({})),
+    }
+}
+
 fn function() -> Definition {
     let mut columns =
         vec![text("Runtime", ".spec.runtime"), text("URL", ".status.url"), text("Version", ".status.version")];
@@ -153,6 +212,7 @@ fn function() -> Definition {
     Definition {
         group: "functions.colibri.dev",
         version: "v1",
+        scope: NAMESPACED,
         kind: "Function",
         plural: "functions",
         singular: "function",
@@ -184,6 +244,7 @@ fn serving() -> Definition {
     Definition {
         group: "serving.knative.dev",
         version: "v1",
+        scope: NAMESPACED,
         kind: "",
         plural: "",
         singular: "",
@@ -213,7 +274,7 @@ impl Definition {
             "metadata": { "name": format!("{}.{}", self.plural, self.group) },
             "spec": {
                 "group": self.group,
-                "scope": "Namespaced",
+                "scope": self.scope,
                 "names": {
                     "kind": self.kind,
                     "listKind": format!("{}List", self.kind),
@@ -268,6 +329,11 @@ fn integer() -> Value {
 
 fn object(properties: Value) -> Value {
     json!({ "type": "object", "properties": properties })
+}
+
+/// An object with fields that must be there.
+fn requiring(required: &[&str], properties: Value) -> Value {
+    json!({ "type": "object", "required": required, "properties": properties })
 }
 
 /// An object that is kept as it comes.
@@ -421,6 +487,7 @@ mod tests {
 
     #[test]
     fn every_definition_belongs_to_a_type() {
+        use crate::serving::domain::{ClusterDomainClaim, DomainMapping};
         use crate::serving::{Configuration, Revision, Route, Service};
         let types = [
             names::<Service>(),
@@ -428,6 +495,8 @@ mod tests {
             names::<Revision>(),
             names::<Route>(),
             names::<crate::autoscaling::PodAutoscaler>(),
+            names::<DomainMapping>(),
+            names::<ClusterDomainClaim>(),
             names::<crate::functions::Function>(),
         ];
         let definitions: Vec<(String, String)> =
@@ -469,6 +538,7 @@ mod tests {
             columns("Revision"),
             ["Config Name", "Generation", "Ready", "Reason", "Actual Replicas", "Desired Replicas"]
         );
+        assert_eq!(columns("DomainMapping"), ["URL", "Ready", "Reason"]);
         assert_eq!(columns("Function"), ["Runtime", "URL", "Version", "Ready", "Reason", "Age"]);
     }
 }

@@ -38,6 +38,10 @@ namespaced_id!(
     RouteId
 );
 namespaced_id!(
+    /// A DomainMapping: its name is the domain.
+    MappingId
+);
+namespaced_id!(
     /// A Pod.
     PodId
 );

@@ -10,5 +10,5 @@ pub mod nearest;
 pub mod quantity;
 
 pub use backoff::Backoff;
-pub use ids::{PodId, RevisionId, RouteId};
+pub use ids::{MappingId, PodId, RevisionId, RouteId};
 pub use nearest::nearest;

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::{PodId, RevisionId, RouteId};
+use base::{MappingId, PodId, RevisionId, RouteId};
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
 
@@ -37,6 +37,8 @@ pub trait AutoscalerLink: Send + Sync + 'static {
 pub trait GatewayLink: Send + Sync + 'static {
     /// Resolves once requests are routed by the Route's status of that generation: its hosts, tags and percentages.
     fn programmed(&self, route: RouteId, generation: i64) -> BoxFuture<'static, ()>;
+    /// Resolves once the public's requests for the mapping's domain go where its status of that generation says.
+    fn mapped(&self, mapping: MappingId, generation: i64) -> BoxFuture<'static, ()>;
     /// Takes up to `count` instances out of rotation for good, idle ones first, then those with the fewest requests,
     /// waits until each is drained (at most `drain_timeout`), and names those that may be deleted now.
     fn retire(&self, revision: RevisionId, count: usize, drain_timeout: Duration) -> BoxFuture<'static, Vec<PodId>>;

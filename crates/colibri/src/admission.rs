@@ -77,6 +77,12 @@ fn validate(request: &AdmissionRequest<'_>, object: &Value, settings: &Settings)
                 None => Ok(verdict.warnings),
             }
         }
+        "networking.internal.knative.dev" if request.kind == "ClusterDomainClaim" => {
+            match serving::validate_claim(object, request.old) {
+                Some(text) => Err((Some(VALIDATION), format!("validation failed: {text}"))),
+                None => Ok(Vec::new()),
+            }
+        }
         "functions.colibri.dev" => validate_function(object).map(|()| Vec::new()).map_err(|text| (None, text)),
         "" if request.kind == "ConfigMap" && request.namespace == api::SYSTEM_NAMESPACE => {
             let name = object["metadata"]["name"].as_str().unwrap_or(request.name);

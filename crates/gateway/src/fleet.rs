@@ -4,9 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use api::serving::annotations::REVISION_LABEL;
+use api::serving::annotations::{REVISION_LABEL, TARGET_ANNOTATION};
+use api::serving::domain::{ClusterDomainClaim, DomainMapping};
 use api::serving::{Revision as RevisionObject, Route};
-use base::{PodId, RevisionId, RouteId};
+use base::{MappingId, PodId, RevisionId, RouteId};
 use client::cache::{Cache, Caches, Change, ObjectKey};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -21,6 +22,8 @@ use crate::settings::Settings;
 /// All revisions, and what is routed to them.
 pub struct Fleet {
     routes: Arc<Cache<Route>>,
+    mappings: Arc<Cache<DomainMapping>>,
+    claims: Arc<Cache<ClusterDomainClaim>>,
     shared: Arc<Shared>,
     proxy: Arc<Proxy>,
     revisions: RwLock<HashMap<RevisionId, Arc<Revision>>>,
@@ -28,6 +31,8 @@ pub struct Fleet {
     routed: RwLock<HashMap<RouteId, Routed>>,
     /// Routes as they are to be routed once their revisions are known.
     early: Mutex<HashMap<RouteId, Arc<Route>>>,
+    /// The mapping that each domain follows: its namespace, and the generation that its status speaks of.
+    mapped: Mutex<HashMap<String, (String, i64)>>,
     changes: watch::Sender<()>,
     /// Whether a revision may have become empty since the last sweep.
     untidy: AtomicBool,
@@ -44,11 +49,14 @@ impl Fleet {
     pub fn start(shared: Arc<Shared>, proxy: Arc<Proxy>, caches: &Caches) -> Arc<Self> {
         let fleet = Arc::new(Self {
             routes: caches.of::<Route>(),
+            mappings: caches.of::<DomainMapping>(),
+            claims: caches.of::<ClusterDomainClaim>(),
             shared,
             proxy,
             revisions: RwLock::default(),
             routed: RwLock::default(),
             early: Mutex::default(),
+            mapped: Mutex::default(),
             changes: watch::Sender::new(()),
             untidy: AtomicBool::new(false),
         });
@@ -56,6 +64,10 @@ impl Fleet {
         caches.of::<RevisionObject>().subscribe(move |change| this.revision_changed(change));
         let this = fleet.clone();
         caches.of::<Route>().subscribe(move |change| this.route_changed(change));
+        let this = fleet.clone();
+        fleet.mappings.subscribe(move |change| this.map(&change.key().name));
+        let this = fleet.clone();
+        fleet.claims.subscribe(move |change| this.map(&change.key().name));
         let this = fleet.clone();
         caches.of::<Pod>().subscribe(move |change| this.pod_changed(change));
         fleet
@@ -112,6 +124,61 @@ impl Fleet {
                 return;
             }
         }
+    }
+
+    /// Resolves once the public's requests for the mapping's domain go where its status of that generation says; also
+    /// when the mapping was there and is deleted.
+    pub async fn mapped(self: Arc<Self>, mapping: MappingId, generation: i64) {
+        let mut changes = self.changes.subscribe();
+        let mut was_there = false;
+        while !self.is_mapped(&mapping, generation) {
+            let is_there = self.mappings.get(&mapping.namespace, &mapping.name).is_some();
+            if was_there && !is_there {
+                return;
+            }
+            was_there = is_there;
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn is_mapped(&self, mapping: &MappingId, generation: i64) -> bool {
+        let follows = self
+            .mapped
+            .lock()
+            .get(&*mapping.name)
+            .is_some_and(|(namespace, observed)| **namespace == *mapping.namespace && *observed >= generation);
+        let entry = self.proxy.table.get(&mapping.name).filter(|entry| follows && entry.mapped);
+        let is_own = self.proxy.extra.load().contains_key(&*mapping.name);
+        entry.and_then(|entry| entry.public.clone()).filter(|_| !is_own).is_some_and(|targets| {
+            let known = |revision: &Revision| revision.settings.load().is_some();
+            !targets.shares.is_empty() && targets.shares.iter().all(|(_, revision)| known(revision))
+        })
+    }
+
+    /// Looks at a domain again. The mapping of the namespace that has claimed it counts, and leads into that namespace.
+    fn map(&self, domain: &str) {
+        // Held until the end: of two looks at once the later one must be the last.
+        let mut mapped = self.mapped.lock();
+        let claim = self.claims.get("", domain);
+        let mapping = claim.and_then(|claim| self.mappings.get(&claim.spec.namespace, domain));
+        let status = mapping.as_ref().and_then(|mapping| mapping.status.as_ref());
+        let target = status.and_then(|status| Some((status.annotations.get(TARGET_ANNOTATION)?, status)));
+        let namespace = mapping.as_ref().and_then(|mapping| mapping.namespace()).unwrap_or_default();
+        match target {
+            Some((name, status)) => {
+                let host = format!("{name}.{namespace}.svc.cluster.local");
+                self.proxy.table.alias(domain, Some(&host));
+                mapped.insert(domain.to_owned(), (namespace, status.observed_generation.unwrap_or_default()));
+            }
+            None => {
+                self.proxy.table.alias(domain, None);
+                mapped.remove(domain);
+            }
+        }
+        drop(mapped);
+        self.changes.send_replace(());
     }
 
     fn is_routed(&self, route: &RouteId, generation: i64) -> bool {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use base::{PodId, RevisionId, RouteId};
+use base::{MappingId, PodId, RevisionId, RouteId};
 use client::cache::Caches;
 use client::link::{AutoscalerLink, GatewayLink, Stat};
 use futures::FutureExt;
@@ -116,7 +116,8 @@ impl Gateway {
         }
     }
 
-    /// Serves `host` (lower case, no port) by `handler` on the public listeners, where no Route claims it.
+    /// Serves `host` (lower case, no port) by `handler` on the public listeners, where no Route claims it; no mapped domain
+    /// takes its place.
     pub fn mount_host(&self, host: &str, handler: Arc<dyn HostHandler>) {
         self.proxy.extra.rcu(|extra| {
             let mut extra = extra.as_ref().clone();
@@ -129,6 +130,10 @@ impl Gateway {
 impl GatewayLink for Gateway {
     fn programmed(&self, route: RouteId, generation: i64) -> BoxFuture<'static, ()> {
         self.fleet.clone().programmed(route, generation).boxed()
+    }
+
+    fn mapped(&self, mapping: MappingId, generation: i64) -> BoxFuture<'static, ()> {
+        self.fleet.clone().mapped(mapping, generation).boxed()
     }
 
     fn retire(&self, revision: RevisionId, count: usize, drain_timeout: Duration) -> BoxFuture<'static, Vec<PodId>> {

@@ -1,8 +1,8 @@
 //! The data plane: one hop from a client to an instance, with the queue, the limits and the numbers of serverless in it.
 //!
-//! Inputs are API objects only: Routes give hosts and shares, Revisions give limits, timeouts, port and probe, Pods
-//! with the label `serving.knative.dev/revision` and an address are instances. Everything else it knows it counts
-//! itself.
+//! Inputs are API objects only: Routes give hosts and shares, DomainMappings and claims further hosts, Revisions limits,
+//! timeouts, port and probe, Pods with the label `serving.knative.dev/revision` and an address are instances. Everything
+//! else it knows it counts itself.
 //!
 //! | Part | Kind |
 //! |---|---|

@@ -105,15 +105,20 @@ impl Proxy {
         let mut buffer = [0; HOST_LIMIT_BYTES];
         let host = headers::authority(request).and_then(|authority| normalise(authority, &mut buffer));
         let host = host.ok_or(Failure::NoHost)?;
-        let entry = self.table.get(host).filter(|entry| entry.public || audience == Audience::PodNetwork);
-        let Some(entry) = entry else {
-            let handler = self.extra.load().get(host).cloned();
-            let handler = handler.filter(|_| audience == Audience::Public);
-            return handler.map(Routed::Handler).ok_or(Failure::NoRoute);
-        };
+        let public = audience == Audience::Public;
+        let entry = self.table.get(host);
+        let targets = entry.as_deref().and_then(|e| if public { e.public.as_ref() } else { Some(&e.inside) });
+        // A Route's host is a Route's; what a tenant maps is never the platform's own.
+        if public
+            && (targets.is_none() || entry.as_deref().is_some_and(|entry| entry.mapped))
+            && let Some(handler) = self.extra.load().get(host)
+        {
+            return Ok(Routed::Handler(handler.clone()));
+        }
+        let targets = targets.ok_or(Failure::NoRoute)?;
         let tag = if self.shared.config.tag_header { request.headers().get(TAG) } else { None };
-        let tagged = tag.and_then(|tag| entry.targets.tagged(tag.as_bytes()));
-        let revision = tagged.or_else(|| entry.targets.pick(self.shared.random.next()));
+        let tagged = tag.and_then(|tag| targets.tagged(tag.as_bytes()));
+        let revision = tagged.or_else(|| targets.pick(self.shared.random.next()));
         let untagged = tag.is_some() && tagged.is_none();
         revision.map(|revision| Routed::Revision(revision.clone(), untagged)).ok_or(Failure::NoRevision)
     }

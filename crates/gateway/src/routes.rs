@@ -5,8 +5,11 @@
 //!
 //! Two Routes that claim one host: a Route's own name wins over a tag's, then the Route that comes first by namespace
 //! and name.
+//!
+//! A DomainMapping makes its domain an alias of a name inside the cluster, for the public. It never hides a Route: a
+//! public host of a Route goes before it, and pods reach a name of the cluster as they would without it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
@@ -163,19 +166,40 @@ pub fn normalise<'b>(authority: &[u8], buffer: &'b mut [u8; HOST_LIMIT_BYTES]) -
 /// One host as it is served.
 #[derive(Debug)]
 pub struct Entry<R> {
-    /// Whether the public listeners serve it.
-    pub public: bool,
-    /// Where its requests go.
-    pub targets: Targets<R>,
+    /// Where requests of the public go; `None` where the public listeners do not serve the host.
+    pub public: Option<Arc<Targets<R>>>,
+    /// Where requests of pods go.
+    pub inside: Arc<Targets<R>>,
+    /// Whether the public's way is a DomainMapping's.
+    pub mapped: bool,
 }
 
 type Shard<R> = HashMap<Arc<str>, Arc<Entry<R>>>;
-/// Claims of one host; the first one is served.
-type Claims<R> = BTreeMap<(bool, RouteId), Arc<Entry<R>>>;
+/// Claims of one host, each with whether it is public; the first one is served.
+type Claims<R> = BTreeMap<(bool, RouteId), (bool, Arc<Targets<R>>)>;
 
 struct Writer<R> {
     hosts: HashMap<RouteId, Vec<Arc<str>>>,
     claims: HashMap<Arc<str>, Claims<R>>,
+    /// Hosts that lead where others lead.
+    aliases: HashMap<Arc<str>, Arc<str>>,
+    /// The same, from the other end.
+    aliases_of: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+}
+
+impl<R> Writer<R> {
+    /// How a host is served.
+    fn entry(&self, host: &str) -> Option<Entry<R>> {
+        let of = |host: &str| self.claims.get(host).map(|claims| claims.values()).into_iter().flatten();
+        let public = of(host).find(|(public, _)| *public).map(|(_, targets)| targets.clone());
+        let inside = of(host).next().map(|(_, targets)| targets.clone());
+        let alias = self.aliases.get(host).filter(|_| public.is_none());
+        let alias = alias.and_then(|target| of(target).next()).map(|(_, targets)| targets.clone());
+        let mapped = alias.is_some();
+        let public = public.or(alias);
+        let inside = inside.or_else(|| public.clone())?;
+        Some(Entry { public, inside, mapped })
+    }
 }
 
 /// All hosts.
@@ -195,7 +219,12 @@ impl<R: Clone> Table<R> {
     /// An empty table.
     pub fn new() -> Self {
         let shards = (0..SHARDS).map(|_| ArcSwap::from_pointee(HashMap::new())).collect();
-        let writer = Mutex::new(Writer { hosts: HashMap::new(), claims: HashMap::new() });
+        let writer = Mutex::new(Writer {
+            hosts: HashMap::new(),
+            claims: HashMap::new(),
+            aliases: HashMap::new(),
+            aliases_of: HashMap::new(),
+        });
         Self { shards, hasher: RandomState::new(), writer }
     }
 
@@ -214,9 +243,9 @@ impl<R: Clone> Table<R> {
             }
         }
         for claim in claims {
-            let entry = Arc::new(Entry { public: claim.public, targets: claim.targets.map(&mut resolve) });
+            let targets = Arc::new(claim.targets.map(&mut resolve));
             let of_host = writer.claims.entry(claim.host.clone()).or_default();
-            of_host.entry((claim.of_tag, route.clone())).or_insert(entry);
+            of_host.entry((claim.of_tag, route.clone())).or_insert((claim.public, targets));
             touched.push(claim.host.clone());
         }
         if !claims.is_empty() {
@@ -225,19 +254,49 @@ impl<R: Clone> Table<R> {
         self.publish(&mut writer, touched);
     }
 
-    fn publish(&self, writer: &mut Writer<R>, touched: Vec<Arc<str>>) {
+    /// Lets the public reach under `host` what `target` leads to, a name inside the cluster; `None` ends that.
+    pub fn alias(&self, host: &str, target: Option<&str>) {
+        let host: Arc<str> = host.into();
+        let mut writer = self.writer.lock();
+        let present = writer.aliases.remove(&host);
+        if present.as_deref() == target {
+            if let Some(present) = present {
+                writer.aliases.insert(host, present);
+            }
+            return;
+        }
+        if let Some(present) = present
+            && let Some(hosts) = writer.aliases_of.get_mut(&present)
+        {
+            hosts.remove(&host);
+            if hosts.is_empty() {
+                writer.aliases_of.remove(&present);
+            }
+        }
+        if let Some(target) = target.map(Arc::<str>::from) {
+            writer.aliases_of.entry(target.clone()).or_default().insert(host.clone());
+            writer.aliases.insert(host.clone(), target);
+        }
+        self.publish(&mut writer, vec![host]);
+    }
+
+    fn publish(&self, writer: &mut Writer<R>, mut touched: Vec<Arc<str>>) {
+        let aliases: Vec<_> =
+            touched.iter().filter_map(|host| writer.aliases_of.get(host)).flatten().cloned().collect();
+        touched.extend(aliases);
         let mut changed: BTreeMap<usize, Shard<R>> = BTreeMap::new();
         for host in touched {
             let index = self.shard_of(&host);
             let shard = changed.entry(index).or_insert_with(|| self.shards[index].load().as_ref().clone());
-            let winner = writer.claims.get(&host).and_then(|claims| claims.values().next().cloned());
-            match winner {
+            if writer.claims.get(&host).is_some_and(BTreeMap::is_empty) {
+                writer.claims.remove(&host);
+            }
+            match writer.entry(&host) {
                 Some(entry) => {
-                    shard.insert(host, entry);
+                    shard.insert(host, Arc::new(entry));
                 }
                 None => {
                     shard.remove(&host);
-                    writer.claims.remove(&host);
                 }
             }
         }
@@ -336,7 +395,7 @@ mod tests {
         };
         let (tag, name) = (RouteId::new("ns", "b"), RouteId::new("ns", "z"));
         let served = |table: &Table<RevisionId>| {
-            table.get("a-b.ns.localhost").map(|entry| entry.targets.pick(0).unwrap().name.to_string())
+            table.get("a-b.ns.localhost").map(|entry| entry.inside.pick(0).unwrap().name.to_string())
         };
         table.set(&tag, &[claim(true, "tagged")], Clone::clone);
         assert_eq!(served(&table).as_deref(), Some("tagged"));
@@ -346,6 +405,49 @@ mod tests {
         assert_eq!(served(&table).as_deref(), Some("tagged"));
         table.set(&tag, &[], Clone::clone);
         assert_eq!(served(&table), None);
+    }
+
+    #[test]
+    fn a_mapped_domain_follows_its_target_and_hides_no_route() {
+        let table = Table::new();
+        let claim = |host: &str, public, revision: &str| Claim {
+            host: host.into(),
+            public,
+            of_tag: false,
+            targets: Arc::new(Targets { shares: vec![(1, RevisionId::new("ns", revision))], tags: vec![] }),
+        };
+        // What the public gets, and what pods get.
+        let served = |host: &str| {
+            let name = |targets: &Targets<RevisionId>| targets.pick(0).unwrap().name.to_string();
+            let entry = table.get(host);
+            let entry = entry.as_ref().map(|entry| (entry.public.as_deref().map(name), name(&entry.inside)));
+            entry.unwrap_or_default()
+        };
+        let both = |name: &str| (Some(name.to_owned()), name.to_owned());
+        let nothing = (None, String::new());
+        let (a, b, other) = (RouteId::new("ns", "a"), RouteId::new("ns", "b"), RouteId::new("com", "shop"));
+        table.alias("shop.com", Some("a.ns.svc.cluster.local"));
+        assert_eq!(served("shop.com"), nothing, "its target does not exist yet");
+        table.set(&a, &[claim("a.ns.svc.cluster.local", false, "a-1")], Clone::clone);
+        assert_eq!(served("shop.com"), both("a-1"));
+        assert_eq!(served("a.ns.svc.cluster.local"), (None, "a-1".to_owned()), "the name stays inside");
+        table.set(&a, &[claim("a.ns.svc.cluster.local", false, "a-2")], Clone::clone);
+        assert_eq!(served("shop.com"), both("a-2"), "it follows");
+        table.set(&b, &[claim("b.ns.svc.cluster.local", false, "b-1")], Clone::clone);
+        table.alias("shop.com", Some("b.ns.svc.cluster.local"));
+        assert_eq!(served("shop.com"), both("b-1"));
+        table.set(&a, &[], Clone::clone);
+        assert_eq!(served("shop.com"), both("b-1"), "what it left behind is nothing to it");
+
+        table.set(&other, &[claim("shop.com", false, "inside")], Clone::clone);
+        assert_eq!(served("shop.com"), (Some("b-1".to_owned()), "inside".to_owned()), "each to its own");
+        table.set(&other, &[claim("shop.com", true, "outside")], Clone::clone);
+        assert_eq!(served("shop.com"), both("outside"), "a Route's host is the Route's");
+        table.set(&other, &[], Clone::clone);
+        assert_eq!(served("shop.com"), both("b-1"));
+        table.alias("shop.com", None);
+        assert_eq!(served("shop.com"), nothing);
+        assert!(table.writer.lock().aliases_of.is_empty());
     }
 
     #[test]

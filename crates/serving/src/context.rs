@@ -1,9 +1,10 @@
 //! What all controllers share: caches, queues, the links to others, and the little memory that is not in the API.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use api::autoscaling::PodAutoscaler;
+use api::serving::domain::{ClusterDomainClaim, DomainMapping};
 use api::serving::{Configuration, Revision, Route, Service};
 use base::RevisionId;
 use client::images::ImageResolver;
@@ -18,8 +19,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::autoscaler::Autoscaler;
 use crate::config::Config;
+use crate::domain::Domains;
 use crate::instances::Instances;
 use crate::revision::Digests;
+use crate::served::Served;
 
 /// Caches of the kinds that the controllers read.
 pub(crate) struct Kinds {
@@ -31,6 +34,8 @@ pub(crate) struct Kinds {
     pub(crate) pods: Arc<Cache<Pod>>,
     pub(crate) services_core: Arc<Cache<CoreService>>,
     pub(crate) config_maps: Arc<Cache<ConfigMap>>,
+    pub(crate) mappings: Arc<Cache<DomainMapping>>,
+    pub(crate) claims: Arc<Cache<ClusterDomainClaim>>,
 }
 
 impl Kinds {
@@ -44,6 +49,8 @@ impl Kinds {
             pods: caches.of(),
             services_core: caches.of(),
             config_maps: caches.of(),
+            mappings: caches.of(),
+            claims: caches.of(),
         }
     }
 
@@ -57,6 +64,8 @@ impl Kinds {
         self.pods.synced().await;
         self.services_core.synced().await;
         self.config_maps.synced().await;
+        self.mappings.synced().await;
+        self.claims.synced().await;
     }
 }
 
@@ -69,6 +78,7 @@ pub(crate) struct Queues {
     pub(crate) revisions: Arc<Queue<ObjectKey>>,
     pub(crate) autoscalers: Arc<Queue<ObjectKey>>,
     pub(crate) instances: Arc<Queue<ObjectKey>>,
+    pub(crate) mappings: Arc<Queue<ObjectKey>>,
 }
 
 /// Everything that a controller needs.
@@ -86,10 +96,11 @@ pub(crate) struct Context {
     pub(crate) autoscaler: Autoscaler,
     pub(crate) instances: Instances,
     pub(crate) digests: Digests,
-    /// Routes that the gateway serves: uid and generation. As many as there are Routes.
-    pub(crate) programmed: Mutex<HashMap<ObjectKey, (String, i64)>>,
-    /// Routes that the gateway was asked about.
-    pub(crate) awaited: Mutex<HashMap<ObjectKey, (String, i64)>>,
+    /// Routes that the gateway serves.
+    pub(crate) served_routes: Arc<Served>,
+    /// DomainMappings that the gateway serves.
+    pub(crate) served_mappings: Arc<Served>,
+    pub(crate) domains: Domains,
     /// Routes with a target that does not exist yet.
     pub(crate) unresolved: Mutex<HashSet<ObjectKey>>,
 }

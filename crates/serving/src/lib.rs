@@ -1,4 +1,5 @@
-//! The serving controllers: Service, Configuration, Revision, Route, PodAutoscaler and the pods of each Revision.
+//! The serving controllers: Service, Configuration, Revision, Route, PodAutoscaler, DomainMapping and the pods of each
+//! Revision.
 //!
 //! | folder | takes | makes |
 //! |---|---|---|
@@ -6,6 +7,7 @@
 //! | [`configuration`] | Configuration | Revision |
 //! | [`revision`] | Revision, its pods | PodAutoscaler, images by digest |
 //! | [`route`] | Route, Configurations, Revisions | the split that the gateway serves, placeholder Services |
+//! | [`domain`] | DomainMapping, ClusterDomainClaim | claims, the domains that the gateway serves |
 //! | [`autoscaler`] | PodAutoscaler, the gateway's statistics | a number of pods |
 //! | [`instances`] | that number | Pods |
 //!
@@ -17,10 +19,12 @@ mod autoscaler;
 mod config;
 mod configuration;
 mod context;
+mod domain;
 mod instances;
 mod meta;
 mod revision;
 mod route;
+mod served;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -31,7 +35,7 @@ use std::sync::Arc;
 use api::autoscaling::PodAutoscaler;
 use api::config as settings;
 use api::serving::annotations::{CONFIGURATION_LABEL, ROUTES_ANNOTATION, SERVICE_LABEL};
-use api::serving::{Configuration, Revision, Route};
+use api::serving::{Configuration, Revision, Route, Service};
 use base::{PodId, RevisionId};
 use client::images::ImageResolver;
 use client::link::{AutoscalerLink, GatewayLink, Stat};
@@ -79,8 +83,9 @@ impl Serving {
             autoscaler: autoscaler::Autoscaler::default(),
             instances: instances::Instances::default(),
             digests: revision::Digests::default(),
-            programmed: parking_lot::Mutex::default(),
-            awaited: parking_lot::Mutex::default(),
+            served_routes: Arc::default(),
+            served_mappings: Arc::default(),
+            domains: domain::Domains::default(),
             unresolved: parking_lot::Mutex::default(),
         });
         subscribe(&context);
@@ -109,6 +114,7 @@ fn run(context: &Arc<Context>) {
     workers(context, "service", &queues.services, service::reconcile);
     workers(context, "configuration", &queues.configurations, configuration::reconcile);
     workers(context, "route", &queues.routes, route::reconcile);
+    workers(context, "domain", &queues.mappings, domain::reconcile);
     workers(context, "revision", &queues.revisions, revision::reconcile);
     workers(context, "autoscaler", &queues.autoscalers, autoscaler::reconcile);
     workers(context, "instances", &queues.instances, instances::reconcile);
@@ -144,12 +150,14 @@ fn subscribe(context: &Arc<Context>) {
     // The settings come first: the first decision is made by them.
     on(context, &context.caches.config_maps, config_map_changed);
     on(context, &context.caches.pods, pod_changed);
-    on(context, &context.caches.services, |context, change| context.queues.services.add(change.key()));
+    on(context, &context.caches.services, service_changed);
     on(context, &context.caches.configurations, configuration_changed);
     on(context, &context.caches.routes, route_changed);
     on(context, &context.caches.revisions, revision_changed);
     on(context, &context.caches.autoscalers, autoscaler_changed);
     on(context, &context.caches.services_core, core_service_changed);
+    on(context, &context.caches.mappings, domain::mapping_changed);
+    on(context, &context.caches.claims, domain::claim_changed);
 }
 
 fn on<K: client::cache::Cacheable>(
@@ -175,7 +183,13 @@ fn configuration_changed(context: &Context, change: &Change<Configuration>) {
     context.queues.configurations.add(key);
 }
 
+fn service_changed(context: &Context, change: &Change<Service>) {
+    domain::target_changed(context, &change.key());
+    context.queues.services.add(change.key());
+}
+
 fn route_changed(context: &Context, change: &Change<Route>) {
+    domain::route_changed(context, change);
     context.queues.services.add(change.key());
     context.queues.routes.add(change.key());
 }
@@ -214,6 +228,7 @@ fn pod_changed(context: &Context, change: &Change<Pod>) {
 }
 
 fn core_service_changed(context: &Context, change: &Change<CoreService>) {
+    domain::target_changed(context, &change.key());
     let service = change.object();
     if let Some(owner) = meta::controller(service.as_ref()).filter(|owner| owner.kind == "Route") {
         context.queues.routes.add(ObjectKey::new(change.key().namespace, &owner.name));
@@ -230,7 +245,8 @@ fn config_map_changed(context: &Context, change: &Change<ConfigMap>) {
         }
         Some(settings::gc::NAME) => add_all(&context.caches.configurations, &context.queues.configurations),
         Some(settings::network::NAME | settings::domain::NAME) => {
-            add_all(&context.caches.routes, &context.queues.routes)
+            add_all(&context.caches.routes, &context.queues.routes);
+            add_all(&context.caches.mappings, &context.queues.mappings);
         }
         Some(settings::deployment::NAME | settings::observability::NAME) => {
             add_all(&context.caches.revisions, &context.queues.revisions);

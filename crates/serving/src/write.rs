@@ -5,14 +5,15 @@
 use std::fmt;
 
 use api::autoscaling::PodAutoscaler;
+use api::serving::domain::{ClusterDomainClaim, DomainMapping};
 use api::serving::{Configuration, Revision, Route, Service};
 use client::ObjectKey;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, Service as CoreService};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, GetParams, PostParams, Preconditions};
 use kube::core::Request;
-use kube::{Api, Client, Resource};
+use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 
 macro_rules! objects {
@@ -38,21 +39,14 @@ macro_rules! objects {
                 match self { $(Self::$kind(object) => &object.metadata),* }
             }
 
-            /// The collection that the object belongs to, and the object as JSON.
+            /// The collection that the object belongs to, and the object as JSON. Of a cluster-wide kind the namespace
+            /// is empty.
             fn request(&self, namespace: &str) -> kube::Result<(Request, Vec<u8>)> {
+                let namespace = Some(namespace).filter(|namespace| !namespace.is_empty());
                 match self {
                     $(Self::$kind(object) => {
                         let body = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
-                        Ok((Request::new($kind::url_path(&(), Some(namespace))), body))
-                    })*
-                }
-            }
-
-            async fn exists(&self, client: &Client, namespace: &str, name: &str) -> kube::Result<bool> {
-                match self {
-                    $(Self::$kind(_) => {
-                        let api = Api::<$kind>::namespaced(client.clone(), namespace);
-                        api.get_metadata_opt(name).await.map(|found| found.is_some())
+                        Ok((Request::new($kind::url_path(&(), namespace)), body))
                     })*
                 }
             }
@@ -69,6 +63,15 @@ async fn send(
 }
 
 impl Object {
+    async fn exists(&self, client: &Client, namespace: &str, name: &str) -> kube::Result<bool> {
+        let request = self.request(namespace)?.0.get(name, &GetParams::default());
+        match send(client, request).await {
+            Ok(()) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn create(&self, client: &Client, namespace: &str) -> kube::Result<()> {
         let (request, body) = self.request(namespace)?;
         send(client, request.create(&PostParams::default(), body)).await
@@ -97,7 +100,7 @@ impl Object {
     }
 }
 
-objects!(Service, Configuration, Revision, Route, PodAutoscaler, Pod, CoreService);
+objects!(Service, Configuration, Revision, Route, PodAutoscaler, DomainMapping, ClusterDomainClaim, Pod, CoreService);
 
 /// One write.
 #[derive(Clone, Debug, PartialEq)]

@@ -36,6 +36,8 @@ struct State {
     excused: BTreeSet<Key>,
     /// When a pod of a Service last broke.
     broke: BTreeMap<Key, Instant>,
+    /// Domain, namespace and Service of every mapping that there ever was.
+    domains: BTreeSet<(String, String, String)>,
     counts: Counts,
 }
 
@@ -101,6 +103,12 @@ impl Checks {
         self.state.lock().broke.get(&(namespace.to_owned(), service.to_owned())).copied()
     }
 
+    /// From now on a domain may lead to that Service.
+    pub fn may_lead(&self, domain: &str, namespace: &str, service: &str) {
+        let mut state = self.state.lock();
+        state.domains.insert((domain.to_owned(), namespace.to_owned(), service.to_owned()));
+    }
+
     /// A request reached a pod.
     pub fn request_in(&self, pod: &PodServer, host: &str) {
         let in_flight = pod.in_flight();
@@ -113,7 +121,11 @@ impl Checks {
         if limit > 0 && in_flight > limit {
             self.breach(format!("pod {} has {in_flight} requests, its limit is {limit}", pod.name));
         }
-        if !host.starts_with(&format!("{}.{}.", pod.service, pod.namespace)) {
+        let is_led = || {
+            let way = (host.to_owned(), pod.namespace.clone(), pod.service.clone());
+            self.state.lock().domains.contains(&way)
+        };
+        if !host.starts_with(&format!("{}.{}.", pod.service, pod.namespace)) && !is_led() {
             self.breach(format!("a request for {host} reached pod {}/{}", pod.namespace, pod.name));
         }
     }

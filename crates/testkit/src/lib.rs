@@ -4,7 +4,7 @@
 //! | Part | Is |
 //! |---|---|
 //! | API server, store (in memory), serving, functions, autoscaler, link, cluster controllers, gateway | the real code |
-//! | [`nodes`], [`network`], [`traffic`], [`users`], [`images`] | simulated: pods, connections, clients, people, registry |
+//! | [`nodes`], [`network`], [`traffic`], [`users`], [`domains`], [`images`] | simulated: pods, connections, clients, people, registry |
 //! | [`wire`] | between each client and the API server: delays, refusals, lost answers, cut watches, crashes |
 //! | [`checks`] | the invariants |
 //! | [`os`] | the thread's clock and randomness |
@@ -13,6 +13,7 @@
 
 pub mod checks;
 pub mod dice;
+pub mod domains;
 pub mod images;
 pub mod network;
 pub mod nodes;

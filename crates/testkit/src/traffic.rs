@@ -138,6 +138,19 @@ impl Traffic {
         }
     }
 
+    /// Sends a short request for any host; the answer's status and text.
+    pub async fn ask(&self, host: &str) -> String {
+        let limit = Duration::from_secs(120);
+        let exchange = self.exchange(host.to_owned(), Duration::from_millis(1));
+        let text = match timeout(limit, exchange).await.unwrap_or(Ended::Unanswered) {
+            Ended::Answered(status, text) => format!("{} {text}", status.as_u16()),
+            Ended::Broken(why) => format!("broken: {why}"),
+            Ended::Unanswered => "unanswered".to_owned(),
+        };
+        note!(self.trace, "request to {host}: {text}");
+        text
+    }
+
     /// Why no rule allows that a request ended like this.
     fn objection(&self, index: usize, before: &App, sent: Instant, ended: &Ended) -> Option<String> {
         let now = self.users.app(index);

@@ -2,8 +2,8 @@
 //!
 //! | minutes | what happens |
 //! |---|---|
-//! | 0-40 | faults; users make, change, break and delete; clients send; controllers crash; nodes get lost |
-//! | 40-50 | no faults and no changes; clients send: soon every request must be answered by a pod |
+//! | 0-40 | faults; users make, change, break and delete; they map domains; clients send; controllers crash; nodes get lost |
+//! | 40-50 | no faults and no changes; clients send: soon every request must be answered by a pod, and so every domain |
 //! | 50-57 | nobody sends: every app settles at its least scale, and then nothing writes any more |
 //! | 57-60 | all apps are deleted: nothing of them is left |
 
@@ -16,12 +16,12 @@ use api::functions::Function;
 use api::serving::annotations::REVISION_LABEL;
 use api::serving::{Revision, Service};
 use apiserver::{Admission, AdmissionError, AdmissionRequest, ApiServer, Operation, User};
-use base::{PodId, RevisionId, RouteId};
+use base::{MappingId, PodId, RevisionId, RouteId};
 use client::Caches;
 use client::link::{AutoscalerLink, GatewayLink, Late, Stat};
 use futures::future::BoxFuture;
 use gateway::Gateway;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DynamicObject, ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -34,6 +34,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::checks::{Checks, Counts};
 use crate::dice::Dice;
+use crate::domains::Domains;
 use crate::images::{Code, Registry};
 use crate::network::{Dial, Network};
 use crate::nodes::Nodes;
@@ -141,6 +142,7 @@ struct World {
     checks: Arc<Checks>,
     nodes: Arc<Nodes>,
     users: Arc<Users>,
+    domains: Arc<Domains>,
     traffic: Arc<Traffic>,
     gateway: Arc<Link>,
     autoscaler: Arc<Late<dyn AutoscalerLink>>,
@@ -190,6 +192,7 @@ impl World {
         let gateway = Gateway::start(config, of_gateway, mouthpiece, Vec::new(), TaskTracker::new(), never.clone());
         let client = wire.client(Role::User, never);
         let users = Users::new(client.clone(), trace.clone(), dice("users"), plan.apps);
+        let domains = Domains::new(client.clone(), trace.clone(), dice("domains"), checks.clone(), &users);
         let traffic = Traffic::new(gateway.clone(), users.clone(), checks.clone(), trace.clone(), dice("traffic"));
         let gateway = Arc::new(Link { gateway, sabotage: plan.sabotage });
         let mut world = Self {
@@ -199,6 +202,7 @@ impl World {
             checks,
             nodes,
             users,
+            domains,
             traffic,
             gateway,
             autoscaler,
@@ -261,6 +265,7 @@ impl World {
             tokio::spawn(self.clone().appear(index));
             tokio::spawn(self.traffic.clone().run(index, quiet));
         }
+        tokio::spawn(self.clone().trouble_domains(repair));
         if faults {
             let trouble = [
                 tokio::spawn(self.clone().trouble_users(repair)),
@@ -275,6 +280,8 @@ impl World {
         self.wire.set_faults(false);
         self.traffic.set_calm(true);
         self.users.repair().await;
+        sleep_until(quiet - Duration::from_secs(60)).await;
+        self.domains.check(&self.traffic).await?;
         sleep_until(settled - Duration::from_secs(60)).await;
         self.check_settled().await?;
         let writes = self.wire.writes();
@@ -283,6 +290,7 @@ impl World {
         if since > 0 {
             self.checks.breach(format!("{since} writes in a minute in which nothing happened"));
         }
+        self.domains.leave().await;
         for index in 0..self.users.apps().len() {
             self.users.delete(index).await;
         }
@@ -304,6 +312,19 @@ impl World {
             }
             sleep_until(next).await;
             self.users.act().await;
+        }
+    }
+
+    async fn trouble_domains(self: Arc<Self>, end: Instant) {
+        let dice = Dice::new(self.seed, "pauses of owners");
+        loop {
+            let next = Instant::now() + dice.seconds(10..240);
+            // Whoever maps a domain at the last moment would not be done when everything has to be.
+            if next + Duration::from_secs(5) >= end {
+                return;
+            }
+            sleep_until(next).await;
+            self.domains.act().await;
         }
     }
 
@@ -440,6 +461,10 @@ impl GatewayLink for Link {
         self.gateway.programmed(route, generation)
     }
 
+    fn mapped(&self, mapping: MappingId, generation: i64) -> BoxFuture<'static, ()> {
+        self.gateway.mapped(mapping, generation)
+    }
+
     fn retire(&self, revision: RevisionId, count: usize, drain_timeout: Duration) -> BoxFuture<'static, Vec<PodId>> {
         let skip = self.sabotage == Some(Sabotage::SkipDraining);
         self.gateway.retire(revision, count, if skip { Duration::ZERO } else { drain_timeout })
@@ -476,11 +501,17 @@ async fn install(client: &Client) -> anyhow::Result<()> {
     for definition in api::crds::all() {
         definitions.create(&PostParams::default(), &definition).await?;
     }
+    let config_maps = Api::<ConfigMap>::namespaced(client.clone(), api::SYSTEM_NAMESPACE);
     let namespaces = Api::<Namespace>::all(client.clone());
     for name in NAMESPACES.into_iter().chain([api::SYSTEM_NAMESPACE]) {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
     }
+    let network = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": api::config::network::NAME},
+        "data": {"autocreate-cluster-domain-claims": "true"},
+    });
+    config_maps.create(&PostParams::default(), &serde_json::from_value(network)?).await?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod configuration;
 mod containers;
 mod demo;
 mod docs;
+mod domains;
 mod functions;
 mod isolation;
 mod mistakes;

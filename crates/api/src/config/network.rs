@@ -17,7 +17,7 @@ pub const KEYS: &[Key] = &[
     key("default-external-scheme", "http", "scheme of public URLs: http or https"),
     key("rollout-duration", "0", "seconds over which traffic moves to a new Revision"),
     idle("tag-template", "{{.Tag}}-{{.Name}}", "name of a tag's host"),
-    idle("autocreate-cluster-domain-claims", "false", "whether a DomainMapping may claim its domain by itself"),
+    key("autocreate-cluster-domain-claims", "false", "whether a DomainMapping may claim its domain by itself"),
     idle("external-domain-tls", "Disabled", "certificates for public domains"),
     idle("cluster-local-domain-tls", "Disabled", "certificates inside the cluster"),
     idle("system-internal-tls", "Disabled", "TLS between the gateway and instances"),

@@ -28,6 +28,10 @@ pub const ROUTES_ANNOTATION: &str = "serving.knative.dev/routes";
 pub const NO_GC_ANNOTATION: &str = "serving.knative.dev/no-gc";
 /// How far traffic has moved to a new Revision; in a Route's status.
 pub const ROLLOUT_ANNOTATION: &str = "networking.internal.knative.dev/rollout";
+/// Name inside its namespace that a DomainMapping's requests go to; in its status. The gateway routes by it.
+pub const TARGET_ANNOTATION: &str = "networking.internal.knative.dev/target";
+/// Bears `true` on a ClusterDomainClaim that was made for a DomainMapping and goes with it.
+pub const AUTOCREATED_LABEL: &str = "networking.internal.knative.dev/autocreated";
 /// User who made the object.
 pub const CREATOR_ANNOTATION: &str = "serving.knative.dev/creator";
 /// User who changed it last.

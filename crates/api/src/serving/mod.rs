@@ -1,9 +1,10 @@
-//! Knative Serving `serving.knative.dev/v1`: Service, Configuration, Revision and Route.
+//! Knative Serving `serving.knative.dev/v1`: Service, Configuration, Revision and Route; [`domain`] has the mappings.
 //!
 //! Source: `knative/serving/pkg/apis/serving/v1`. Field names, defaults and conditions are the reference's.
 
 pub mod admission;
 pub mod annotations;
+pub mod domain;
 
 use std::collections::BTreeMap;
 

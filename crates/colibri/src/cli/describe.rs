@@ -5,6 +5,7 @@ use std::fmt::Write;
 use api::functions::Function;
 use api::serving::Revision;
 use api::serving::annotations::REVISION_LABEL;
+use api::serving::domain::DomainMapping;
 use clap::Args;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::access::Target;
 use super::advice::{self, Advice};
+use super::domain;
 use super::error::CliError;
 use super::output::{OutputArgs, tidy};
 use super::seen::{self, Seen};
@@ -47,12 +49,13 @@ pub async fn run(args: DescribeArgs) -> Result<(), CliError> {
         eprintln!("note: the function {name} does not get this name; colibri describe function/{name} tells why");
     }
     let name = || format!("{}\n", seen.workload.full_name());
-    args.output.show(&value(&seen), name, || render(&seen, Timestamp::now(), Style::stdout()));
+    let domains = domain::leading_to(&access, &seen.workload.name()).await;
+    args.output.show(&value(&seen, &domains), name, || render(&seen, &domains, Timestamp::now(), Style::stdout()));
     Ok(())
 }
 
 /// For programs: the objects as they are, and what is wrong.
-fn value(seen: &Seen) -> Value {
+fn value(seen: &Seen, domains: &[DomainMapping]) -> Value {
     let all = |objects: Vec<Result<Value, serde_json::Error>>| -> Vec<Value> {
         objects.into_iter().map(|object| tidy(object.unwrap_or_default())).collect()
     };
@@ -61,12 +64,13 @@ fn value(seen: &Seen) -> Value {
     json!({
         "object": seen.workload.object(),
         "advice": advice,
+        "domains": all(domains.iter().map(serde_json::to_value).collect()),
         "revisions": all(seen.revisions.iter().map(serde_json::to_value).collect()),
         "pods": all(seen.pods.iter().map(serde_json::to_value).collect()),
     })
 }
 
-fn render(seen: &Seen, now: Timestamp, style: Style) -> String {
+fn render(seen: &Seen, domains: &[DomainMapping], now: Timestamp, style: Style) -> String {
     let workload = &seen.workload;
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
@@ -78,6 +82,7 @@ fn render(seen: &Seen, now: Timestamp, style: Style) -> String {
     line("Namespace", &workload.namespace());
     line("Kind", &workload.kind());
     line("URL", workload.url().unwrap_or_default());
+    line("Domains", &domain::names(domains));
     line("Version", workload.version().unwrap_or_default());
     line("Age", &table::age(workload.created(), now));
     if let Workload::Function(function) = workload {
@@ -253,6 +258,6 @@ mod tests {
               NAME   PHASE     ADDRESS    AGE
               p      Running   10.0.0.2   30s
         "#]]
-        .assert_eq(&render(&seen, "2026-01-01T00:01:00Z".parse().unwrap(), Style::plain()));
+        .assert_eq(&render(&seen, &[], "2026-01-01T00:01:00Z".parse().unwrap(), Style::plain()));
     }
 }

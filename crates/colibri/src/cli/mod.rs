@@ -19,6 +19,7 @@ mod delete;
 mod deploy;
 mod describe;
 mod doctor;
+mod domain;
 mod error;
 mod http;
 mod image;
@@ -55,6 +56,8 @@ pub enum Command {
     Logs(logs::LogsArgs),
     /// Delete functions or services
     Delete(delete::DeleteArgs),
+    /// Let domains of your own lead to services and functions
+    Domain(domain::DomainArgs),
     /// Load, list and pack container images
     Image(image::ImageArgs),
     /// Print the administrator's kubeconfig
@@ -78,6 +81,7 @@ pub async fn run(command: Command) -> ExitCode {
         Command::Invoke(args) => invoke::run(args).await,
         Command::Logs(args) => logs::run(args).await,
         Command::Delete(args) => delete::run(args).await,
+        Command::Domain(args) => domain::run(args).await,
         Command::Image(args) => image::run(args).await,
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Doctor(args) => doctor::run(args).await,

@@ -59,6 +59,10 @@ impl GatewayLink for Local {
         self.0.programmed(route, generation)
     }
 
+    fn mapped(&self, mapping: base::MappingId, generation: i64) -> BoxFuture<'static, ()> {
+        self.0.mapped(mapping, generation)
+    }
+
     fn retire(&self, revision: RevisionId, count: usize, drain_timeout: Duration) -> BoxFuture<'static, Vec<PodId>> {
         self.0.retire(revision, count, drain_timeout)
     }
@@ -294,13 +298,14 @@ impl Dialer {
                     self.state.lock().reports.retain(|(own, _)| *own > number);
                 }
                 ToGateway::Programmed { call, route, generation } => {
-                    let (link, programmed) = (self.clone(), gateway.programmed((&route).into(), generation));
-                    let task = self.tasks.spawn(async move {
-                        programmed.await;
-                        link.answer(session, &FromGateway::Programmed { call });
-                    });
+                    let programmed = gateway.programmed((&route).into(), generation);
                     waits.retain(|_, task| !task.0.is_finished());
-                    waits.insert(call, AbortOnDrop(task.abort_handle()));
+                    waits.insert(call, self.answer_after(programmed, session, call));
+                }
+                ToGateway::Mapped { call, mapping, generation } => {
+                    let mapped = gateway.mapped((&mapping).into(), generation);
+                    waits.retain(|_, task| !task.0.is_finished());
+                    waits.insert(call, self.answer_after(mapped, session, call));
                 }
                 ToGateway::Retire { call, revision, count, drain_timeout_ms } => {
                     self.retire(session, call, (&revision).into(), count, Duration::from_millis(drain_timeout_ms));
@@ -319,6 +324,16 @@ impl Dialer {
                 ToGateway::Cancel { call } => drop(waits.remove(&call)),
             }
         }
+    }
+
+    /// Answers a question about hosts once they are served.
+    fn answer_after(self: &Arc<Self>, served: BoxFuture<'static, ()>, session: u64, call: u64) -> AbortOnDrop {
+        let link = self.clone();
+        let task = self.tasks.spawn(async move {
+            served.await;
+            link.answer(session, &FromGateway::Programmed { call });
+        });
+        AbortOnDrop(task.abort_handle())
     }
 
     /// Says it only if that controller still listens.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::{PodId, RevisionId, RouteId};
+use base::{MappingId, PodId, RevisionId, RouteId};
 use bytes::Bytes;
 use client::https::{Body, Peer, carries, full, names};
 use client::link::{AutoscalerLink, GatewayLink, Late};
@@ -265,18 +265,13 @@ impl Drop for Call {
 /// The gateways of one hub, as the serving controllers see them.
 pub struct Gateways(pub Arc<Hub>);
 
-impl GatewayLink for Gateways {
-    /// Resolves once every gateway that is linked serves it; one that comes later reads the Route first.
-    fn programmed(&self, route: RouteId, generation: i64) -> BoxFuture<'static, ()> {
+impl Gateways {
+    /// Resolves once every gateway that is linked has answered; one that comes later reads the objects first.
+    fn served(&self, question: impl Fn(u64) -> ToGateway + Send + Sync + 'static) -> BoxFuture<'static, ()> {
         let hub = self.0.clone();
         async move {
             loop {
-                let asked = hub.present().await.into_iter().map(|id| {
-                    let (hub, route) = (hub.clone(), route.clone());
-                    async move {
-                        hub.call(id, |call| ToGateway::Programmed { call, route: (&route).into(), generation }).await
-                    }
-                });
+                let asked = hub.present().await.into_iter().map(|id| hub.call(id, &question));
                 let answers = futures::future::join_all(asked).await;
                 if answers.iter().any(Option::is_some) {
                     return;
@@ -284,6 +279,16 @@ impl GatewayLink for Gateways {
             }
         }
         .boxed()
+    }
+}
+
+impl GatewayLink for Gateways {
+    fn programmed(&self, route: RouteId, generation: i64) -> BoxFuture<'static, ()> {
+        self.served(move |call| ToGateway::Programmed { call, route: (&route).into(), generation })
+    }
+
+    fn mapped(&self, mapping: MappingId, generation: i64) -> BoxFuture<'static, ()> {
+        self.served(move |call| ToGateway::Mapped { call, mapping: (&mapping).into(), generation })
     }
 
     /// One gateway chooses, the others follow. A gateway that goes meanwhile is asked again when it is back, or another

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apiserver::{ApiServer, Authority, User};
-use base::{PodId, RevisionId, RouteId};
+use base::{MappingId, PodId, RevisionId, RouteId};
 use client::https::{self, client_tls, names, server_tls};
 use client::lease::{self, LeaseConfig};
 use client::link::{AutoscalerLink, GatewayLink, Late, Stat};
@@ -67,6 +67,10 @@ struct Instances {
 impl GatewayLink for Instances {
     fn programmed(&self, route: RouteId, _generation: i64) -> BoxFuture<'static, ()> {
         if &*route.name == "never" { std::future::pending().boxed() } else { std::future::ready(()).boxed() }
+    }
+
+    fn mapped(&self, mapping: MappingId, _generation: i64) -> BoxFuture<'static, ()> {
+        if &*mapping.name == "never.com" { std::future::pending().boxed() } else { std::future::ready(()).boxed() }
     }
 
     fn retire(&self, _revision: RevisionId, count: usize, _limit: Duration) -> BoxFuture<'static, Vec<PodId>> {
@@ -223,6 +227,10 @@ async fn statistics_pokes_and_rotation_cross_the_wire() {
     let route = |name: &str| RouteId::new("default", name);
     timeout(SOON, controller.gateways.programmed(route("r"), 1)).await.unwrap();
     let never = controller.gateways.programmed(route("never"), 1);
+    assert!(timeout(Duration::from_millis(100), never).await.is_err());
+    let mapping = |name: &str| MappingId::new("default", name);
+    timeout(SOON, controller.gateways.mapped(mapping("a.com"), 1)).await.unwrap();
+    let never = controller.gateways.mapped(mapping("never.com"), 1);
     assert!(timeout(Duration::from_millis(100), never).await.is_err());
 
     instances.pods.lock().push_back(PodId::new("default", "p"));

@@ -1,6 +1,6 @@
 //! Lines of JSON, in both directions.
 
-use base::{PodId, RevisionId, RouteId};
+use base::{MappingId, PodId, RevisionId, RouteId};
 use bytes::{Bytes, BytesMut};
 use client::https::{Body, BoxError};
 use client::link::Stat;
@@ -21,7 +21,7 @@ pub enum FromGateway {
     Poke { revision: Name, load: usize },
     /// Requests in flight and waiting have changed since the last line that told them.
     Load { revision: Name, load: usize },
-    /// Answers [`ToGateway::Programmed`].
+    /// Answers [`ToGateway::Programmed`] and [`ToGateway::Mapped`].
     Programmed { call: u64 },
     /// Answers [`ToGateway::Retire`] and [`ToGateway::RetirePods`].
     Retired { call: u64, pods: Vec<Name> },
@@ -37,6 +37,8 @@ pub enum ToGateway {
     Recorded { number: u64 },
     /// Answer once that generation of the Route is served.
     Programmed { call: u64, route: Name, generation: i64 },
+    /// Answer once the domain is served as the mapping's status of that generation says.
+    Mapped { call: u64, mapping: Name, generation: i64 },
     /// Take so many instances out of rotation and answer once they are drained.
     Retire { call: u64, revision: Name, count: usize, drain_timeout_ms: u64 },
     /// Take these instances, which another gateway chose, out of rotation and answer once they are drained.
@@ -78,7 +80,7 @@ macro_rules! names {
         }
     )*};
 }
-names!(RevisionId, RouteId, PodId);
+names!(RevisionId, RouteId, MappingId, PodId);
 
 impl SecondOf {
     /// A gateway's statistics and load.

@@ -118,7 +118,12 @@ impl Api {
         let mut told = false;
         loop {
             let mut missing = None;
-            for group in ["serving.knative.dev", "autoscaling.internal.knative.dev", "functions.colibri.dev"] {
+            for group in [
+                "serving.knative.dev",
+                "autoscaling.internal.knative.dev",
+                "networking.internal.knative.dev",
+                "functions.colibri.dev",
+            ] {
                 if self.client.list_api_groups().await.is_ok_and(|list| list.groups.iter().all(|g| g.name != group)) {
                     missing = Some(group);
                 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ::gateway::{Config, Gateway, Listener, ListenerKind};
 use anyhow::{Context, Result};
+use api::serving::domain::{ClusterDomainClaim, DomainMapping};
 use api::serving::{Revision, Route};
 use clap::Args;
 use client::Caches;
@@ -144,7 +145,9 @@ pub async fn gateway(args: GatewayArgs) -> Result<()> {
     });
     admin.serve(metrics, &tasks, &stop);
     let (routes, revisions, pods) = (caches.of::<Route>(), caches.of::<Revision>(), caches.of::<Pod>());
-    let synced = async { tokio::join!(routes.synced(), revisions.synced(), pods.synced()) };
+    let (mappings, claims) = (caches.of::<DomainMapping>(), caches.of::<ClusterDomainClaim>());
+    let synced =
+        async { tokio::join!(routes.synced(), revisions.synced(), pods.synced(), mappings.synced(), claims.synced()) };
     tokio::select! {
         _ = synced => {}
         () = signals.next() => anyhow::bail!("stopped before the gateway was ready"),

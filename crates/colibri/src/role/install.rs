@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 
 use crate::admission::{CONFIGURATION, DEFAULTING, DEFAULTING_PATH, VALIDATION, VALIDATION_PATH};
 
+/// What `serving.knative.dev/v1` has.
+const SERVING: [&str; 4] = ["services", "configurations", "revisions", "routes"];
+
 /// Print the objects that a Kubernetes cluster needs for Colibri, as YAML for `kubectl apply -f -`.
 #[derive(Args, Clone, Debug)]
 pub struct InstallArgs {
@@ -69,10 +72,10 @@ fn webhooks(url: Option<&str>, ca: &str) -> [Value; 3] {
         };
         let mut client = at;
         client["caBundle"] = ca.into();
-        let rule = |group: &str, resources: &[&str]| {
+        let rule = |group: &str, version: &str, resources: &[&str], scope: &str| {
             json!({
-                "operations": ["CREATE", "UPDATE"], "apiGroups": [group], "apiVersions": ["v1", "v1beta1"],
-                "resources": resources, "scope": "Namespaced",
+                "operations": ["CREATE", "UPDATE"], "apiGroups": [group], "apiVersions": [version],
+                "resources": resources, "scope": scope,
             })
         };
         json!({
@@ -83,8 +86,10 @@ fn webhooks(url: Option<&str>, ca: &str) -> [Value; 3] {
                 "name": name,
                 "clientConfig": client,
                 "rules": [
-                    rule("serving.knative.dev", &["services", "configurations", "revisions", "routes"]),
-                    rule("functions.colibri.dev", &["functions"]),
+                    rule("serving.knative.dev", "v1", &SERVING, "Namespaced"),
+                    rule("serving.knative.dev", "v1beta1", &["domainmappings"], "Namespaced"),
+                    rule("networking.internal.knative.dev", "v1alpha1", &["clusterdomainclaims"], "Cluster"),
+                    rule("functions.colibri.dev", "v1", &["functions"], "Namespaced"),
                 ],
                 "admissionReviewVersions": ["v1"],
                 "sideEffects": "None",
@@ -118,6 +123,23 @@ mod tests {
             assert_eq!(value["apiVersion"], "apiextensions.k8s.io/v1");
             assert_eq!(value["kind"], "CustomResourceDefinition");
             assert!(value.get("status").is_none_or(Value::is_null), "{value}");
+        }
+    }
+
+    #[test]
+    fn every_kind_that_admission_speaks_of_is_asked_about() {
+        let [_, validation, _] = webhooks(None, "Y2E=");
+        let rules = validation["webhooks"][0]["rules"].as_array().unwrap();
+        for definition in api::crds::all() {
+            let (spec, version) = (&definition.spec, json!(definition.spec.versions[0].name));
+            let asked = rules.iter().find(|rule| {
+                rule["resources"].as_array().unwrap().contains(&json!(spec.names.plural))
+                    && rule["apiGroups"] == json!([spec.group])
+                    && rule["apiVersions"] == json!([version])
+            });
+            // PodAutoscalers are the controllers' own.
+            assert_eq!(asked.is_some(), spec.names.kind != "PodAutoscaler", "{}", spec.names.kind);
+            assert!(asked.is_none_or(|rule| rule["scope"] == spec.scope), "{}", spec.names.kind);
         }
     }
 

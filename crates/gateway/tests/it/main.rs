@@ -545,3 +545,82 @@ async fn a_pod_that_goes_takes_its_idle_connections_with_it_and_the_next_one_ser
     let put = Request::put("/").header("host", "pods.ns.localhost").body(body).unwrap();
     assert_eq!(text(send(world.public, put).await).await, "two");
 }
+
+/// A host of the platform's own.
+struct Own;
+
+impl gateway::HostHandler for Own {
+    fn handle(
+        &self,
+        _request: Request<hyper::body::Incoming>,
+    ) -> futures::future::BoxFuture<'static, Response<gateway::ResponseBody>> {
+        Box::pin(async { Response::new(gateway::ResponseBody::text(Bytes::from_static(b"own"))) })
+    }
+}
+
+#[tokio::test]
+async fn a_mapped_domain_leads_to_its_target_while_it_is_claimed() {
+    const MAPPINGS: &str = "/apis/serving.knative.dev/v1beta1/domainmappings";
+    const CLAIMS: &str = "/apis/networking.internal.knative.dev/v1alpha1/clusterdomainclaims";
+    let world = World::start(seeded(4)).await;
+    let echo = |name: &'static str| {
+        move |request: Request<hyper::body::Incoming>| async move {
+            let field = |name: &str| request.headers()[name].to_str().unwrap().to_owned();
+            full(format!("{name} {} {} {}", field("host"), field("x-forwarded-host"), field("forwarded")))
+        }
+    };
+    let one = Workload::start(141, 0, echo("one")).await;
+    let two = Workload::start(142, 0, echo("two")).await;
+    for (name, workload) in [("one", &one), ("two", &two)] {
+        world.service(name, workload.port, json!({})).await;
+        world.api.put(PODS, pod(&format!("{name}-1"), name, Some(workload.ip)));
+    }
+    let map = |domain: &str, target: &str, generation: i64| {
+        let status = json!({"observedGeneration": generation,
+            "annotations": {"networking.internal.knative.dev/target": target}});
+        let reference = json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service", "name": target});
+        let mapping = json!({"apiVersion": "serving.knative.dev/v1beta1", "kind": "DomainMapping",
+            "metadata": {"name": domain, "namespace": "ns"}, "spec": {"ref": reference}, "status": status});
+        world.api.put(MAPPINGS, mapping);
+    };
+    let claim = |domain: &str, namespace: &str| {
+        let claim = json!({"apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "ClusterDomainClaim",
+            "metadata": {"name": domain}, "spec": {"namespace": namespace}});
+        world.api.put(CLAIMS, claim);
+    };
+    let mapped = |domain: &str, generation| world.gateway.mapped(base::MappingId::new("ns", domain), generation);
+    let answer = |name: &str| {
+        let domain = "app.example.com";
+        (200, format!("{name} {domain} {domain} for=127.0.0.1;host={domain};proto=http"))
+    };
+    // Somebody else's claim is none.
+    map("app.example.com", "one", 1);
+    claim("app.example.com", "other");
+    claim("sign.example.com", "ns");
+    map("sign.example.com", "one", 1);
+    mapped("sign.example.com", 1).await;
+    assert_eq!(world.get("app.example.com").await.0, 404);
+    claim("app.example.com", "ns");
+    mapped("app.example.com", 1).await;
+    assert_eq!(world.get("app.example.com").await, answer("one"));
+    map("app.example.com", "two", 2);
+    mapped("app.example.com", 2).await;
+    assert_eq!(world.get("app.example.com").await, answer("two"));
+
+    // What a tenant maps is not the platform's; nor is such a mapping ever said to be served.
+    world.gateway.mount_host("console.example.com", Arc::new(Own));
+    claim("console.example.com", "ns");
+    map("console.example.com", "one", 1);
+    claim("end.example.com", "ns");
+    map("end.example.com", "one", 1);
+    mapped("end.example.com", 1).await;
+    assert_eq!(world.get("console.example.com").await, (200, "own".to_owned()));
+    assert!(futures::FutureExt::now_or_never(mapped("console.example.com", 1)).is_none());
+
+    world.api.delete(CLAIMS, "app.example.com");
+    while world.get("app.example.com").await.0 != 404 {}
+    claim("app.example.com", "ns");
+    mapped("app.example.com", 2).await;
+    world.api.delete(MAPPINGS, "app.example.com");
+    while world.get("app.example.com").await.0 != 404 {}
+}

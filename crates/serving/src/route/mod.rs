@@ -20,6 +20,7 @@ use kube::ResourceExt;
 
 use crate::context::Context;
 use crate::meta::controller;
+use crate::served::version_of;
 use crate::write::{self, WriteError};
 
 /// What is known about one Route.
@@ -67,19 +68,14 @@ fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
         let routes = revision.annotations().get(ROUTES_ANNOTATION);
         routes.is_some_and(|routes| routes.split(',').any(|name| name == key.name))
     });
-    let programmed = context.programmed.lock().get(key) == Some(&generation_of(&route));
+    let programmed = context.served_routes.holds(key, &version_of(route.as_ref()));
     Some(Observed { route, configurations, revisions, routed, placeholders, owned_placeholders, programmed })
-}
-
-/// What the gateway's word counts for: this very object in this generation.
-fn generation_of(route: &Route) -> (String, i64) {
-    (route.uid().unwrap_or_default(), route.metadata.generation.unwrap_or_default())
 }
 
 /// Brings one Route's status, placeholders and Revisions' routing state up to date.
 pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
     let Some(observed) = observe(&context, &key) else {
-        context.programmed.lock().remove(&key);
+        context.served_routes.forget(&key);
         context.unresolved.lock().remove(&key);
         return Ok(Outcome::Done);
     };
@@ -96,30 +92,11 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
         context.queues.routes.add_after(key.clone(), next);
     }
     if plan.resolved && !observed.programmed {
-        await_gateway(&context, &key, generation_of(&observed.route));
+        let version = version_of(observed.route.as_ref());
+        let generation = version.1;
+        context.served_routes.note(&context, &context.queues.routes, &key, version, || {
+            context.gateway.programmed(RouteId::new(&key.namespace, &key.name), generation)
+        });
     }
     Ok(Outcome::Done)
-}
-
-/// Asks the gateway to say when it serves the Route's status, and looks at the Route again then.
-fn await_gateway(context: &Arc<Context>, key: &ObjectKey, generation: (String, i64)) {
-    if context.awaited.lock().insert(key.clone(), generation.clone()) == Some(generation.clone()) {
-        return;
-    }
-    let route = RouteId::new(&key.namespace, &key.name);
-    let programmed = context.gateway.programmed(route, generation.1);
-    let (context, key) = (context.clone(), key.clone());
-    context.tasks.clone().spawn(async move {
-        tokio::select! {
-            () = context.stop.cancelled() => return,
-            () = programmed => {}
-        }
-        let mut awaited = context.awaited.lock();
-        if awaited.get(&key) == Some(&generation) {
-            awaited.remove(&key);
-            drop(awaited);
-            context.programmed.lock().insert(key.clone(), generation);
-            context.queues.routes.add(key);
-        }
-    });
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use base::{PodId, RevisionId, RouteId};
+use base::{MappingId, PodId, RevisionId, RouteId};
 use bytes::Bytes;
 use client::images::{ImageError, ImageResolver, RegistryAuth};
 use client::link::GatewayLink;
@@ -341,6 +341,10 @@ pub(super) struct Gateway {
 
 impl GatewayLink for Gateway {
     fn programmed(&self, _: RouteId, _: i64) -> BoxFuture<'static, ()> {
+        futures::future::ready(()).boxed()
+    }
+
+    fn mapped(&self, _: MappingId, _: i64) -> BoxFuture<'static, ()> {
         futures::future::ready(()).boxed()
     }
 

@@ -52,6 +52,8 @@ async fn platform(api: Api) -> Platform {
     let addresses = Addresses { public_port: Some(8080), ..Addresses::default() };
     let config = Config { addresses, node_name: Some("node".to_owned()), clock: now, ..Config::default() };
     let serving = Serving::start(config, caches, gateway, Arc::new(Registry), tasks, stop.clone()).await;
+    // Every watch is open then: this API server tells none of what was before.
+    sleep(Duration::from_millis(1)).await;
     Platform { api, serving, stop }
 }
 
@@ -531,4 +533,153 @@ async fn urls_follow_the_config_maps() {
     let revision = platform.api.get(REVISIONS, "hello-00001").unwrap();
     let uid = revision["metadata"]["uid"].as_str().unwrap();
     assert_eq!(revision["status"]["logUrl"], format!("http://logs.example/{uid}"));
+}
+
+const MAPPINGS: &str = "/apis/serving.knative.dev/v1beta1/domainmappings";
+const CLAIMS: &str = "/apis/networking.internal.knative.dev/v1alpha1/clusterdomainclaims";
+
+fn domain_mapping(domain: &str, namespace: &str, service: &str) -> Value {
+    json!({
+        "apiVersion": "serving.knative.dev/v1beta1", "kind": "DomainMapping",
+        "metadata": {"name": domain, "namespace": namespace},
+        "spec": {"ref": {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "name": service,
+            "namespace": namespace}},
+    })
+}
+
+impl Platform {
+    /// Waits until the mapping's Ready has that status and reason.
+    async fn until_mapped(&self, namespace: &str, domain: &str, status: &str, reason: &str) -> Value {
+        let mut seen = Value::Null;
+        for _ in 0..2_000 {
+            let all = self.api.list("domainmappings");
+            let own =
+                |object: &&Value| object["metadata"]["name"] == domain && object["metadata"]["namespace"] == namespace;
+            seen = all.iter().find(own).cloned().unwrap_or_default();
+            let (now, why, _) = condition(&seen, "Ready");
+            let observed = seen["status"]["observedGeneration"] == seen["metadata"]["generation"];
+            if observed && (now.as_str(), why.as_str()) == (status, reason) {
+                return seen;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("Ready of {namespace}/{domain} is not {status} {reason}: {seen:#?}");
+    }
+
+    async fn until_claims(&self, wanted: &[(&str, &str)]) {
+        let mut seen = Vec::new();
+        for _ in 0..2_000 {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let claim = |claim: &Value| (text(&claim["metadata"]["name"]), text(&claim["spec"]["namespace"]));
+            seen = self.api.list("clusterdomainclaims").iter().map(claim).collect();
+            if seen.iter().map(|(domain, namespace)| (domain.as_str(), namespace.as_str())).eq(wanted.iter().copied()) {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{wanted:?} is not what is claimed: {seen:?}");
+    }
+
+    fn autocreate(&self, on: bool) {
+        let data = json!({"autocreate-cluster-domain-claims": on.to_string()});
+        let map = config_map("config-network", data);
+        self.api.put(CONFIG_MAPS, map);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_domain_is_mapped_while_it_is_claimed() {
+    let platform = platform(Api::new()).await;
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+    platform.until("Ready", "True").await;
+    platform.api.put(MAPPINGS, domain_mapping("a.example.com", "default", "hello"));
+    platform.until_mapped("default", "a.example.com", "False", "DomainAlreadyClaimed").await;
+    platform.until_claims(&[]).await;
+
+    // The administrator allows it, live.
+    platform.autocreate(true);
+    let mapping = platform.until_mapped("default", "a.example.com", "True", "").await;
+    assert_eq!(mapping["status"]["url"], "http://a.example.com:8080");
+    assert_eq!(mapping["status"]["annotations"]["networking.internal.knative.dev/target"], "hello");
+    platform.until_claims(&[("a.example.com", "default")]).await;
+    sleep(Duration::from_secs(1)).await;
+    platform.api.take_writes();
+    platform.serving.context.queues.mappings.add(client::ObjectKey::new("default", "a.example.com"));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(platform.api.take_writes(), Vec::<String>::new(), "planning again writes nothing");
+
+    // The first wins, whatever the second refers to.
+    platform.api.put(MAPPINGS, domain_mapping("a.example.com", "other", "hello"));
+    let second = platform.until_mapped("other", "a.example.com", "False", "DomainAlreadyClaimed").await;
+    assert_eq!(condition(&second, "DomainClaimed").2, "The domain name is already in use by another DomainMapping");
+    assert!(!second.to_string().contains("default"), "the first one's namespace is not told: {second}");
+
+    // What was made for the mapping goes with it, also after a restart and with the permission gone.
+    platform.autocreate(false);
+    platform.api.delete(MAPPINGS, "a.example.com");
+    platform.until_claims(&[]).await;
+    platform.until_mapped("other", "a.example.com", "False", "DomainAlreadyClaimed").await;
+    platform.autocreate(true);
+    platform.until_claims(&[("a.example.com", "other")]).await;
+    platform.until_mapped("other", "a.example.com", "False", "ResolveFailed").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_of_the_administrators_outlives_the_mapping_and_a_stray_one_does_not() {
+    let platform = platform(Api::new()).await;
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+    let claim = |domain: &str, labels: Value| {
+        json!({
+            "apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "ClusterDomainClaim",
+            "metadata": {"name": domain, "namespace": "", "labels": labels}, "spec": {"namespace": "default"},
+        })
+    };
+    platform.api.put(CLAIMS, claim("a.example.com", json!({})));
+    platform.autocreate(true);
+    for domain in ["a.example.com", "b.example.com"] {
+        platform.api.put(MAPPINGS, domain_mapping(domain, "default", "hello"));
+        platform.until_mapped("default", domain, "True", "").await;
+    }
+    // Deleted while no controller runs.
+    let api = platform.api.clone();
+    drop(platform);
+    sleep(Duration::from_millis(100)).await;
+    api.delete(MAPPINGS, "a.example.com");
+    api.delete(MAPPINGS, "b.example.com");
+    let platform = self::platform(api).await;
+    platform.until_claims(&[("a.example.com", "default")]).await;
+    sleep(Duration::from_secs(5)).await;
+    platform.until_claims(&[("a.example.com", "default")]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_routes_own_host_is_not_mapped() {
+    let platform = platform(Api::new()).await;
+    platform.autocreate(true);
+    platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+    platform.until("Ready", "True").await;
+    // The second Service does not exist yet; then its Route takes the domain that was mapped.
+    platform.api.put(MAPPINGS, domain_mapping("web.default.localhost", "default", "hello"));
+    platform.until_mapped("default", "web.default.localhost", "True", "").await;
+    let mut web = service("r.example/hello:v1", json!({}));
+    web["metadata"]["name"] = json!("web");
+    platform.api.put(SERVICES, web);
+    let taken = platform.until_mapped("default", "web.default.localhost", "False", "HostInUse").await;
+    assert_eq!(condition(&taken, "IngressReady").2, "The domain name is the host of Route \"web\"");
+    platform.api.delete(SERVICES, "web");
+    platform.until_mapped("default", "web.default.localhost", "True", "").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn mappings_get_ready_whatever_write_fails() {
+    for every in 2..6 {
+        let platform = platform(Api::new()).await;
+        platform.autocreate(true);
+        platform.api.fail_every(every);
+        platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+        platform.api.put(MAPPINGS, domain_mapping("a.example.com", "default", "hello"));
+        platform.until_mapped("default", "a.example.com", "True", "").await;
+        platform.api.delete(MAPPINGS, "a.example.com");
+        platform.until_claims(&[]).await;
+    }
 }

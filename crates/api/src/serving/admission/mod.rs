@@ -102,6 +102,23 @@ pub fn validate(kind: Kind, object: &Value, old: Option<&Value>, settings: &Sett
     }
 }
 
+/// Checks a ClusterDomainClaim; `old` is the stored one on an update. Why it is not admitted.
+///
+/// The reference lets a claim pass to another namespace; here it is deleted and made anew for that.
+pub fn validate_claim(claim: &Value, old: Option<&Value>) -> Option<String> {
+    let mut errors = Errors::default();
+    let namespace = text(&claim["spec"], "namespace");
+    if namespace.is_empty() {
+        errors.missing("spec.namespace");
+    }
+    let before = old.map(|old| text(&old["spec"], "namespace")).filter(|before| *before != namespace);
+    if let Some(before) = before.filter(|_| !namespace.is_empty()) {
+        let changes = format!("spec.namespace:\n\t-: {before:?}\n\t+: {namespace:?}");
+        errors.add_detailed("Immutable fields changed (-old +new)", ["spec.namespace"], changes);
+    }
+    errors.text(Level::Error)
+}
+
 /// A stored object as it is written today; one that cannot be read any more is left as it is.
 fn normalized(kind: Kind, object: Option<&Value>) -> Option<Value> {
     let object = object?;
@@ -379,5 +396,26 @@ fn changed_fields(old: &Value, new: &Value, path: String, changes: &mut Vec<Stri
         }
         _ if old != new => changes.push(format!("{path}:\n\t-: {old}\n\t+: {new}")),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_claim_names_a_namespace_for_good() {
+        let claim = |namespace: &str| json!({"metadata": {"name": "a.com"}, "spec": {"namespace": namespace}});
+        let told = |claim: &Value, old: Option<&Value>| validate_claim(claim, old).unwrap_or_default();
+        assert_eq!(told(&claim("a"), None), "");
+        assert_eq!(told(&claim("a"), Some(&claim("a"))), "");
+        assert_eq!(told(&claim(""), None), "missing field(s): spec.namespace");
+        assert_eq!(told(&json!({"metadata": {"name": "a.com"}}), None), "missing field(s): spec.namespace");
+        assert_eq!(told(&claim(""), Some(&claim("a"))), "missing field(s): spec.namespace");
+        let moved = "Immutable fields changed (-old +new): spec.namespace\n\
+            spec.namespace:\n\t-: \"a\"\n\t+: \"b\"";
+        assert_eq!(told(&claim("b"), Some(&claim("a"))), moved);
     }
 }
