@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use api::serving::Revision;
 use api::serving::annotations::{REVISION_LABEL, SERVICE_LABEL};
+use api::serving::domain::ClusterDomainClaim;
 use client::{Caches, Change};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Resource, ResourceExt};
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 use crate::network::{Network, PodServer};
 use crate::note;
 use crate::trace::Trace;
+use crate::traffic::RECOVERY;
 
 const MAX_SCALE: &str = "autoscaling.knative.dev/max-scale";
 
@@ -38,6 +40,8 @@ struct State {
     broke: BTreeMap<Key, Instant>,
     /// Domain, namespace and Service of every mapping that there ever was.
     domains: BTreeSet<(String, String, String)>,
+    /// Domain and namespace of every claim that there ever was, and when it ended.
+    claims: BTreeMap<(String, String), Option<Instant>>,
     counts: Counts,
 }
 
@@ -68,6 +72,12 @@ impl Checks {
     pub fn observe(self: &Arc<Self>, caches: &Caches, network: &Arc<Network>) {
         let this = self.clone();
         caches.of::<Revision>().subscribe(move |change| this.revision_changed(change));
+        let this = self.clone();
+        caches.of::<ClusterDomainClaim>().subscribe(move |change| {
+            let claim = change.object();
+            let ended = change.new.is_none().then(Instant::now);
+            this.state.lock().claims.insert((claim.name_any(), claim.spec.namespace.clone()), ended);
+        });
         let (this, network) = (self.clone(), network.clone());
         caches.of::<Pod>().subscribe(move |change| this.pod_changed(change, &network));
     }
@@ -122,8 +132,10 @@ impl Checks {
             self.breach(format!("pod {} has {in_flight} requests, its limit is {limit}", pod.name));
         }
         let is_led = || {
-            let way = (host.to_owned(), pod.namespace.clone(), pod.service.clone());
-            self.state.lock().domains.contains(&way)
+            let state = self.state.lock();
+            let claim = state.claims.get(&(host.to_owned(), pod.namespace.clone()));
+            let claimed = claim.is_some_and(|ended| ended.is_none_or(|ended| ended.elapsed() < RECOVERY));
+            claimed && state.domains.contains(&(host.to_owned(), pod.namespace.clone(), pod.service.clone()))
         };
         if !host.starts_with(&format!("{}.{}.", pod.service, pod.namespace)) && !is_led() {
             self.breach(format!("a request for {host} reached pod {}/{}", pod.namespace, pod.name));

@@ -60,8 +60,8 @@ impl Domains {
         Arc::new(Self { client, trace, dice, checks, apps, wishes })
     }
 
-    /// Something that an owner does: he maps a domain, moves it, or gives it up.
-    pub async fn act(&self) {
+    /// Something that an owner does: he maps a domain, moves it, or gives it up. Returns the domain.
+    pub async fn act(&self) -> String {
         let (index, wish) = {
             let wishes = self.wishes.lock();
             let index = self.dice.below(wishes.len());
@@ -73,6 +73,7 @@ impl Domains {
             Some(self.dice.pick::<String>(&self.apps[wish.namespace]).clone())
         };
         self.change(index, target).await;
+        wish.domain
     }
 
     /// Gives all of them up.

@@ -214,6 +214,9 @@ impl Wire {
             (Some(Sabotage::IgnoreMaxScale), Role::Controllers) if path.contains("/revisions") => {
                 Some(("\"autoscaling.knative.dev/max-scale\":", "\"forged\":"))
             }
+            (Some(Sabotage::ForgeClaims), Role::Gateway) if path.contains("/clusterdomainclaims") => {
+                Some(("\"spec\":{\"namespace\":\"blue\"}", "\"spec\":{\"namespace\":\"green\"}"))
+            }
             _ => None,
         }
     }

@@ -75,6 +75,8 @@ pub enum Sabotage {
     LoseReports,
     /// The controllers' deletions of anything but pods are not carried out.
     KeepGarbage,
+    /// The gateway takes the claims of one namespace for another's.
+    ForgeClaims,
 }
 
 /// What came of a run.
@@ -324,7 +326,13 @@ impl World {
                 return;
             }
             sleep_until(next).await;
-            self.domains.act().await;
+            let (domain, traffic) = (self.domains.act().await, self.traffic.clone());
+            let pause = dice.millis(0..20_000);
+            // Whatever the answer is: no pod but those that the domain leads to may see the request.
+            tokio::spawn(async move {
+                sleep(pause).await;
+                traffic.ask(&domain).await;
+            });
         }
     }
 

@@ -83,6 +83,11 @@ fn a_gateway_that_does_not_drain_is_noticed() {
 }
 
 #[test]
+fn a_gateway_that_mistakes_claims_is_noticed() {
+    noticed("forge-claims", "example.com of blue is not", &[]);
+}
+
+#[test]
 fn reports_that_get_lost_are_noticed() {
     noticed("lose-reports", "all has been well for a while", &["--calm"]);
 }
