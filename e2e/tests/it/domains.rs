@@ -154,9 +154,12 @@ async fn by_the_command_line(platform: &Platform) -> Result<()> {
         made.text()
     );
     ensure!(answered_by(platform, "cli.example.com").await? == "front");
+    let moved = platform.colibri(&["domain", "update", "cli.example.com", "--ref", "back"]).await?;
+    ensure!(moved.code == 0, "{}", moved.text());
+    ensure!(answered_by(platform, "cli.example.com").await? == "back");
     let listed = platform.colibri(&["domain", "list"]).await?.ok()?;
     ensure!(listed.contains("cli.example.com") && listed.contains("HostInUse"), "{listed}");
-    let described = platform.colibri(&["describe", "front"]).await?.ok()?;
+    let described = platform.colibri(&["describe", "back"]).await?.ok()?;
     ensure!(described.contains("cli.example.com"), "{described}");
     let deleted = platform.colibri(&["domain", "delete", "cli.example.com", "back.default.localhost"]).await?;
     ensure!(deleted.code == 0, "{}", deleted.text());

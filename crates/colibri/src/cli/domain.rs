@@ -6,9 +6,9 @@ use api::conditions::{ConditionStatus, READY};
 use api::serving::domain::{ClusterDomainClaim, ClusterDomainClaimSpec, DomainMapping, DomainMappingSpec, Reference};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::access::{Access, Target};
@@ -28,6 +28,7 @@ const FINAL: [&str; 3] = ["DomainAlreadyClaimed", "HostInUse", "NotARoute"];
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:
   colibri domain create app.example.com --ref hello --claim
+  colibri domain update app.example.com --ref greet
   colibri domain list -A
   colibri domain delete app.example.com")]
 pub struct DomainArgs {
@@ -39,6 +40,8 @@ pub struct DomainArgs {
 enum DomainCommand {
     /// Let a domain lead to a service or a function, and wait until it answers
     Create(CreateArgs),
+    /// Let a mapped domain lead elsewhere, and wait until it does
+    Update(UpdateArgs),
     /// List the domains and where they lead
     List(ListArgs),
     /// Let domains lead nowhere any more
@@ -60,6 +63,22 @@ struct CreateArgs {
     #[arg(long)]
     claim: bool,
     /// Do not wait until it answers
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  colibri domain update app.example.com --ref greet")]
+struct UpdateArgs {
+    /// The domain
+    domain: String,
+    /// Where it leads from now on, as create takes it
+    #[arg(long = "ref", value_name = "REF", value_parser = parse_reference)]
+    reference: Reference,
+    /// Do not wait until it leads there
     #[arg(long)]
     no_wait: bool,
     #[command(flatten)]
@@ -99,6 +118,7 @@ struct DeleteArgs {
 pub async fn run(args: DomainArgs) -> Result<(), CliError> {
     match args.command {
         DomainCommand::Create(args) => create(args).await,
+        DomainCommand::Update(args) => update(args).await,
         DomainCommand::List(args) => list(args).await,
         DomainCommand::Delete(args) => delete(args).await,
     }
@@ -142,15 +162,32 @@ async fn create(args: CreateArgs) -> Result<(), CliError> {
     let mapping = DomainMapping::new(&args.domain, spec);
     mappings.create(&PostParams::default(), &mapping).await.map_err(|error| {
         let known = matches!(&error, kube::Error::Api(status) if status.reason == "AlreadyExists");
-        let cure = if known { format!("colibri domain delete {} comes first", args.domain) } else { String::new() };
+        let cure =
+            if known { format!("colibri domain update {} lets it lead elsewhere", args.domain) } else { String::new() };
         CliError::api(&format!("map {}", args.domain), &error).cured_by(&cure)
     })?;
     if args.no_wait {
         return Ok(());
     }
-    let mapping = answers(&mappings, &args.domain, &access).await?;
+    tell_once_it_answers(&mappings, &args.domain, &access).await
+}
+
+async fn update(args: UpdateArgs) -> Result<(), CliError> {
+    let access = args.target.open().await?;
+    let mappings: Api<DomainMapping> = Api::namespaced(access.client.clone(), &access.namespace);
+    let patch = Patch::Merge(json!({ "spec": { "ref": args.reference } }));
+    let patched = mappings.patch(&args.domain, &PatchParams::default(), &patch).await;
+    patched.map_err(|error| CliError::api(&format!("change {}", args.domain), &error))?;
+    if args.no_wait {
+        return Ok(());
+    }
+    tell_once_it_answers(&mappings, &args.domain, &access).await
+}
+
+async fn tell_once_it_answers(mappings: &Api<DomainMapping>, domain: &str, access: &Access) -> Result<(), CliError> {
+    let mapping = answers(mappings, domain, access).await?;
     let url = mapping.status.as_ref().and_then(|status| status.url.as_deref()).unwrap_or_default();
-    eprintln!("{} leads to {}: {url}", args.domain, shown(&mapping.spec.reference));
+    eprintln!("{domain} leads to {}: {url}", shown(&mapping.spec.reference));
     Ok(())
 }
 

@@ -683,3 +683,23 @@ async fn mappings_get_ready_whatever_write_fails() {
         platform.until_claims(&[]).await;
     }
 }
+
+/// The domain of a mapping that the cache does not show yet must not be given to others.
+#[tokio::test(start_paused = true)]
+async fn a_claim_is_not_given_up_because_the_cache_is_behind() {
+    let platform = platform(Api::new()).await;
+    platform.api.hold(MAPPINGS);
+    platform.api.put(MAPPINGS, domain_mapping("a.example.com", "default", "hello"));
+    let made_here = json!({"networking.internal.knative.dev/autocreated": "true"});
+    let claim = |domain: &str| {
+        json!({
+            "apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "ClusterDomainClaim",
+            "metadata": {"name": domain, "namespace": "", "labels": made_here}, "spec": {"namespace": "default"},
+        })
+    };
+    platform.api.put(CLAIMS, claim("a.example.com"));
+    platform.api.put(CLAIMS, claim("stray.example.com"));
+    platform.until_claims(&[("a.example.com", "default")]).await;
+    sleep(Duration::from_secs(5)).await;
+    platform.until_claims(&[("a.example.com", "default")]).await;
+}
