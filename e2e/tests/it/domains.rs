@@ -105,7 +105,8 @@ async fn a_domain_leads_where_its_owner_wants() -> Result<()> {
     // What a claim says it says for good.
     let moved = platform.kubectl_with(&["apply", "-f", "-"], Some(&CLAIM.replace(": default", ": other"))).await?;
     ensure!(moved.code != 0 && moved.stderr.contains("Immutable fields changed"), "{}", moved.text());
-    let empty = platform.kubectl_with(&["create", "-f", "-"], Some(&CLAIM.replace(": default", ": \"\""))).await?;
+    let empty =
+        platform.kubectl_with(&["create", "-f", "-"], Some(&CLAIM.replace("spec: {namespace: default}\n", ""))).await?;
     ensure!(empty.code != 0 && empty.stderr.contains("missing field(s): spec.namespace"), "{}", empty.text());
 
     // A second namespace gets nothing, and changes nothing.
