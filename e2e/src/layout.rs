@@ -265,7 +265,13 @@ pub async fn start_processes(
         (vec![apiserver], at["api"].clone())
     };
     std::fs::copy(roles.file("apiserver", "kubeconfig"), data_dir.join("kubeconfig"))?;
-    roles.install(&["--crds"]).await?;
+    roles.install(&["--crds", "--rbac"]).await?;
+    for role in ["controller", "gateway", "node"] {
+        // Beside our own API server the controller does what other clusters have components for.
+        if role != "controller" || layout == Layout::Kubernetes {
+            roles.give_account(role).await?;
+        }
+    }
     let of_gateway = [port("gateway")?, port("gateway-tls")?, port("pod")?, port("metrics")?];
     let mut gateway = roles.start("gateway", &of_gateway.each_ref().map(String::as_str))?;
     let at = gateway.ready(limit).await?;
@@ -341,12 +347,38 @@ impl Roles {
     pub fn start(&self, name: &str, arguments: &[&str]) -> Result<Process> {
         let mut all = Vec::new();
         if name != "apiserver" {
-            all.push(format!("--kubeconfig={}", self.file("apiserver", "kubeconfig").display()));
+            all.push(format!("--kubeconfig={}", self.kubeconfig(name).display()));
             all.push(format!("--pki={}", self.file("apiserver", "pki").display()));
         }
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let hidden = self.hidden.filter(|_| name == "node");
         Process::start_hiding(hidden, &self.home, name, &self.data_dir.join(name), &all)
+    }
+
+    /// The role's own account, once it was given one; else the administrator's.
+    fn kubeconfig(&self, name: &str) -> PathBuf {
+        let own = self.account(name);
+        if own.is_file() { own } else { self.file("apiserver", "kubeconfig") }
+    }
+
+    fn account(&self, name: &str) -> PathBuf {
+        let role = name.split('-').next().unwrap_or_default();
+        self.file("apiserver", &format!("{role}.kubeconfig"))
+    }
+
+    /// Has the API server make a token for the account that `colibri install --rbac` made for a role.
+    async fn give_account(&self, role: &str) -> Result<()> {
+        let path = format!("/api/v1/namespaces/colibri-system/serviceaccounts/{role}/token");
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 86_400},
+        });
+        let answer = self.kubectl(&["create", "--raw", &path, "-f", "-"], Some(&request.to_string())).await?.ok()?;
+        let answer: Value = serde_json::from_str(&answer)?;
+        let ours = self.kubectl(&["config", "view", "--raw", "-o", "json"], None).await?.ok()?;
+        let mut kubeconfig: Value = serde_json::from_str(&ours)?;
+        kubeconfig["users"][0]["user"] = json!({"token": answer["status"]["token"].as_str().context("a token")?});
+        std::fs::write(self.account(role), kubeconfig.to_string())?;
+        Ok(())
     }
 
     /// `colibri install ARGUMENTS | kubectl apply -f -`.

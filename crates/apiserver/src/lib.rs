@@ -56,7 +56,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use admission::{Admission, AdmissionError, AdmissionRequest, Operation};
 pub use auth::User;
-pub use crd::{age, find_path};
+pub use crd::find_path;
 pub use error::{ApiError, ApiResult};
 pub use extension::Extension;
 pub use pki::{Authority, Pki, PkiError};

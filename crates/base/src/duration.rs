@@ -1,4 +1,4 @@
-//! Durations as Go writes them: `90s`, `1h30m`, `1.5s`.
+//! Durations as Go writes them: `90s`, `1h30m`, `1.5s`; and as kubectl shows them to people.
 
 use std::time::Duration;
 
@@ -45,6 +45,32 @@ pub fn parse(text: &str) -> Option<Duration> {
     parse_nanoseconds(text).and_then(|nanoseconds| u64::try_from(nanoseconds).ok()).map(Duration::from_nanos)
 }
 
+/// A time as people read it, such as the age of an object: `45s`, `3m20s`, `5h`, `2d3h`, `100d`, `2y10d`.
+///
+/// Source: `k8s.io/apimachinery/pkg/util/duration`, `HumanDuration`.
+pub fn human(seconds: i64) -> String {
+    const MINUTE: i64 = 60;
+    const HOUR: i64 = 60 * MINUTE;
+    const DAY: i64 = 24 * HOUR;
+    const YEAR: i64 = 365 * DAY;
+    let pair = |big: i64, big_unit: &str, small: i64, small_unit: &str| {
+        if small == 0 { format!("{big}{big_unit}") } else { format!("{big}{big_unit}{small}{small_unit}") }
+    };
+    match seconds {
+        ..-1 => "<invalid>".into(),
+        -1..0 => "0s".into(),
+        s if s < 2 * MINUTE => format!("{s}s"),
+        s if s < 10 * MINUTE => pair(s / MINUTE, "m", s % MINUTE, "s"),
+        s if s < 3 * HOUR => format!("{}m", s / MINUTE),
+        s if s < 8 * HOUR => pair(s / HOUR, "h", s % HOUR / MINUTE, "m"),
+        s if s < 2 * DAY => format!("{}h", s / HOUR),
+        s if s < 8 * DAY => pair(s / DAY, "d", s % DAY / HOUR, "h"),
+        s if s < 2 * YEAR => format!("{}d", s / DAY),
+        s if s < 8 * YEAR => pair(s / YEAR, "y", s % YEAR / DAY, "d"),
+        s => format!("{}y", s / YEAR),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +101,27 @@ mod tests {
             assert_eq!(parse_nanoseconds(text), wanted, "{text:?}");
         }
         assert_eq!(parse("-1s"), None);
+    }
+
+    #[test]
+    fn times_read_as_kubectl_prints_them() {
+        let rows = [
+            (-5, "<invalid>"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (200, "3m20s"),
+            (3600, "60m"),
+            (3 * 3600, "3h"),
+            (3 * 3600 + 120, "3h2m"),
+            (9 * 3600, "9h"),
+            (50 * 3600, "2d2h"),
+            (100 * 86400, "100d"),
+            (740 * 86400, "2y10d"),
+        ];
+        for (seconds, wanted) in rows {
+            assert_eq!(human(seconds), wanted, "{seconds}");
+        }
     }
 
     proptest! {

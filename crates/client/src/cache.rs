@@ -9,6 +9,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::StreamExt;
+use k8s_openapi::NamespaceResourceScope;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource, ResourceExt};
 use parking_lot::{Mutex, RwLock};
@@ -189,7 +190,8 @@ pub struct Caches {
     client: Client,
     tasks: TaskTracker,
     stop: CancellationToken,
-    by_kind: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+    /// By type, and whether of the system namespace alone.
+    by_kind: Mutex<HashMap<(TypeId, bool), Arc<dyn Any + Send + Sync>>>,
 }
 
 impl Caches {
@@ -205,13 +207,22 @@ impl Caches {
 
     /// The cache of one kind, in all namespaces; started at its first use.
     pub fn of<K: Cacheable>(&self) -> Arc<Cache<K>> {
+        self.cache(false, || Api::all(self.client.clone()))
+    }
+
+    /// The cache of one kind in the system namespace alone; started at its first use.
+    pub fn of_system<K: Cacheable + Resource<Scope = NamespaceResourceScope>>(&self) -> Arc<Cache<K>> {
+        self.cache(true, || Api::namespaced(self.client.clone(), api::SYSTEM_NAMESPACE))
+    }
+
+    fn cache<K: Cacheable>(&self, system: bool, api: impl Fn() -> Api<K>) -> Arc<Cache<K>> {
         let mut by_kind = self.by_kind.lock();
-        if let Some(cache) = by_kind.get(&TypeId::of::<K>()) {
+        if let Some(cache) = by_kind.get(&(TypeId::of::<K>(), system)) {
             return cache.clone().downcast().expect("a cache is stored under its own type");
         }
         let cache = Arc::new(Cache::<K>::new());
-        by_kind.insert(TypeId::of::<K>(), cache.clone());
-        self.tasks.spawn(cache.clone().run(Api::all(self.client.clone()), self.stop.clone()));
+        by_kind.insert((TypeId::of::<K>(), system), cache.clone());
+        self.tasks.spawn(cache.clone().run(api(), self.stop.clone()));
         cache
     }
 }

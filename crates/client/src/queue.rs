@@ -187,20 +187,33 @@ pub enum Outcome {
     Again,
 }
 
+/// What workers do with a key; a function that answers a future of an [`Outcome`].
+pub trait Work<K>: Fn(K) -> Self::Future + Clone + Send + Sync + 'static {
+    /// Why it was not done.
+    type Error: std::error::Error + Send + 'static;
+    /// The work on one key.
+    type Future: Future<Output = Result<Outcome, Self::Error>> + Send;
+}
+
+impl<K, W, F, E> Work<K> for W
+where
+    W: Fn(K) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<Outcome, E>> + Send,
+    E: std::error::Error + Send + 'static,
+{
+    type Error = E;
+    type Future = F;
+}
+
 /// Starts `count` workers that take keys from `queue` until `stop`; an error means another try after a back-off.
-pub fn run_workers<K, W, F, E>(
+pub fn run_workers<K: Key>(
     name: &'static str,
     queue: &Arc<Queue<K>>,
     count: usize,
     tasks: &TaskTracker,
     stop: &CancellationToken,
-    work: W,
-) where
-    K: Key,
-    W: Fn(K) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Result<Outcome, E>> + Send,
-    E: std::error::Error + Send + 'static,
-{
+    work: impl Work<K>,
+) {
     for _ in 0..count {
         let (queue, stop, work) = (queue.clone(), stop.clone(), work.clone());
         tasks.spawn(async move {
@@ -232,20 +245,15 @@ pub fn run_workers<K, W, F, E>(
 }
 
 /// As [`run_workers`], once `ready` has ended, such as the first lists of the caches that `work` looks at.
-pub fn run_workers_after<K, W, F, E>(
+pub fn run_workers_after<K: Key>(
     ready: impl Future<Output = ()> + Send + 'static,
     name: &'static str,
     queue: &Arc<Queue<K>>,
     count: usize,
     tasks: &TaskTracker,
     stop: &CancellationToken,
-    work: W,
-) where
-    K: Key,
-    W: Fn(K) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Result<Outcome, E>> + Send,
-    E: std::error::Error + Send + 'static,
-{
+    work: impl Work<K>,
+) {
     let (queue, workers, stop) = (queue.clone(), tasks.clone(), stop.clone());
     tasks.spawn(async move {
         if stop.run_until_cancelled(ready).await.is_some() {

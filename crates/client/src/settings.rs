@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use api::config::{Map, Settings};
+use api::config::{Map, SettingError, Settings};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use parking_lot::RwLock;
@@ -23,37 +23,50 @@ impl Live {
         self.0.read().clone()
     }
 
-    /// Takes over every ConfigMap from `caches`, now and from now on.
+    /// Takes over every ConfigMap from `caches`, now and from now on, and tells of it in the log.
     pub fn follow(self: &Arc<Self>, caches: &Caches) {
         let live = self.clone();
-        caches.of::<ConfigMap>().subscribe(move |change| {
-            live.observe(change);
-        });
+        caches.of_system::<ConfigMap>().subscribe(move |change| live.observe_and_tell(change));
     }
 
-    /// Takes over a ConfigMap, or its absence; its name if that changed anything.
+    /// Takes over a ConfigMap, or its absence; its name if that changed anything. Nothing is logged: every process has one
+    /// that follows.
     pub fn observe(&self, change: &Change<ConfigMap>) -> Option<&'static str> {
-        let key = change.key();
-        let map = Map::of(&key.name).filter(|_| key.namespace == api::SYSTEM_NAMESPACE)?;
+        let map = map_of(change)?;
+        let changed = self.apply(map, change).unwrap_or_default();
+        changed.then_some(map.name)
+    }
+
+    fn observe_and_tell(&self, change: &Change<ConfigMap>) {
+        let Some(map) = map_of(change) else { return };
         let data = change.new.as_ref().map(|new| new.data.clone().unwrap_or_default());
         for remark in data.iter().filter_map(|data| map.check(data).ok()).flatten() {
             warn!("{remark}");
         }
-        let mut present = self.0.write();
-        let mut next = (**present).clone();
-        match next.apply(map.name, data.as_ref()) {
-            Ok(false) => None,
-            Ok(true) => {
-                *present = Arc::new(next);
-                info!(config_map = map.name, version = change.object().resource_version(), "settings changed");
-                Some(map.name)
-            }
-            Err(error) => {
-                error!(%error, "the settings stay as they were");
-                None
-            }
+        match self.apply(map, change) {
+            Ok(false) => {}
+            Ok(true) => info!(config_map = map.name, version = change.object().resource_version(), "settings changed"),
+            Err(error) => error!(%error, "the settings stay as they were"),
         }
     }
+
+    /// Whether that changed anything.
+    fn apply(&self, map: &Map, change: &Change<ConfigMap>) -> Result<bool, SettingError> {
+        let data = change.new.as_ref().map(|new| new.data.clone().unwrap_or_default());
+        let mut present = self.0.write();
+        let mut next = (**present).clone();
+        let changed = next.apply(map.name, data.as_ref())?;
+        if changed {
+            *present = Arc::new(next);
+        }
+        Ok(changed)
+    }
+}
+
+/// Which of the platform's ConfigMaps that is.
+fn map_of(change: &Change<ConfigMap>) -> Option<&'static Map> {
+    let key = change.key();
+    Map::of(&key.name).filter(|_| key.namespace == api::SYSTEM_NAMESPACE)
 }
 
 #[cfg(test)]

@@ -63,7 +63,8 @@ enum Command {
     Node(role::NodeArgs),
     /// Print what a Kubernetes cluster needs for Colibri
     #[command(after_help = "Examples:
-  colibri install --crds | kubectl apply -f -")]
+  colibri install --crds --rbac | kubectl apply --server-side -f -
+  colibri install --webhooks --ca ca.crt | kubectl apply -f -")]
     Install(role::InstallArgs),
     /// Measure a running platform
     #[command(after_help = "Examples:

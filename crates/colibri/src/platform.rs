@@ -105,7 +105,7 @@ impl Platform {
         let caches = Caches::new(client.clone(), controller_tasks.clone(), controller_stop.clone());
         // Nothing is admitted by other settings than the administrator's.
         live.follow(&caches);
-        caches.of::<ConfigMap>().synced().await;
+        caches.of_system::<ConfigMap>().synced().await;
         serve_api(&server, listeners.api, Access::Full, &server_tasks, &server_stop);
         let tls = tls::gateway(server.pki().authority(), &args.domain)?;
         let runtimes_dir = functions::runtimes::install(&data_dir.join("runtimes"))?;

@@ -48,7 +48,7 @@ impl Kinds {
             autoscalers: caches.of(),
             pods: caches.of(),
             services_core: caches.of(),
-            config_maps: caches.of(),
+            config_maps: caches.of_system(),
             mappings: caches.of(),
             claims: caches.of(),
         }

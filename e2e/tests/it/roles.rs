@@ -196,7 +196,7 @@ async fn each_role_says_what_keeps_it_from_starting() -> Result<()> {
         ("node", &["--data-dir", &data], &["--kubelet-cert", "--pki"]),
         ("node", &["--data-dir", &data, "--gateway", "nowhere"], &["--gateway", "HOST:PORT"]),
         ("apiserver", &["--api-port", &taken], &["is taken by", "--api-port"]),
-        ("install", &[], &["--crds", "--webhooks"]),
+        ("install", &[], &["--crds", "--rbac", "--webhooks"]),
         ("install", &["--webhooks", "--ca", &missing], &["--ca", "missing"]),
     ];
     for (role, arguments, words) in rows {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use base::duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -57,7 +58,7 @@ fn cell(object: &Value, path: &str, type_: &str, now: Timestamp) -> Value {
     let Some(first) = found.first() else { return Value::Null };
     match type_ {
         "date" => match first.as_str().and_then(|text| text.parse::<Timestamp>().ok()) {
-            Some(time) => age(now, time).into(),
+            Some(time) => duration::human(now.as_second() - time.as_second()).into(),
             None => "<invalid>".into(),
         },
         "integer" => match first {
@@ -178,40 +179,6 @@ fn bracket<'a>(value: &'a Value, step: &str) -> Vec<&'a Value> {
     value.get(unquote(step)).into_iter().collect()
 }
 
-/// The time between two moments as kubectl prints it: `5s`, `3m20s`, `5h`, `2d`.
-///
-/// Source: `k8s.io/apimachinery/pkg/util/duration`.
-pub fn age(now: Timestamp, then: Timestamp) -> String {
-    let seconds = now.as_second() - then.as_second();
-    if seconds < -1 {
-        return "<invalid>".into();
-    }
-    let seconds = seconds.max(0);
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    let with = |big: i64, unit: &str, small: i64, small_unit: &str| {
-        if small == 0 { format!("{big}{unit}") } else { format!("{big}{unit}{small}{small_unit}") }
-    };
-    if seconds < 120 {
-        format!("{seconds}s")
-    } else if minutes < 10 {
-        with(minutes, "m", seconds % 60, "s")
-    } else if minutes < 180 {
-        format!("{minutes}m")
-    } else if hours < 8 {
-        with(hours, "h", minutes % 60, "m")
-    } else if hours < 48 {
-        format!("{hours}h")
-    } else if hours < 192 {
-        with(days, "d", hours % 24, "h")
-    } else if days < 730 {
-        format!("{days}d")
-    } else if days < 365 * 8 {
-        with(days / 365, "y", days % 365, "d")
-    } else {
-        format!("{}y", days / 365)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -236,26 +203,6 @@ mod tests {
         for (path, expected) in rows {
             let found: Vec<Value> = find(&object, path).into_iter().cloned().collect();
             assert_eq!(found, expected, "for {path}");
-        }
-    }
-
-    #[test]
-    fn ages_print_as_kubectl_prints_them() {
-        let at = |seconds: i64| Timestamp::from_second(seconds).unwrap();
-        let rows = [
-            (5, "5s"),
-            (119, "119s"),
-            (125, "2m5s"),
-            (600, "10m"),
-            (3600 * 3, "3h"),
-            (3600 * 7 + 60, "7h1m"),
-            (3600 * 30, "30h"),
-            (3600 * 50, "2d2h"),
-            (86400 * 9, "9d"),
-            (86400 * 800, "2y70d"),
-        ];
-        for (seconds, expected) in rows {
-            assert_eq!(age(at(seconds), at(0)), expected);
         }
     }
 

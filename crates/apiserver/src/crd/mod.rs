@@ -2,7 +2,7 @@
 
 mod columns;
 
-pub use columns::{age, find as find_path};
+pub use columns::find as find_path;
 mod rules;
 pub mod schema;
 

@@ -2,9 +2,10 @@
 //!
 //! Source: `k8s.io/kubernetes/pkg/apis/batch`.
 
+use base::duration;
 use serde_json::{Value, json};
 
-use super::columns::{AGE, Doc, NAME, age, columns as make, human_duration, selector, since};
+use super::columns::{AGE, Doc, NAME, age, columns as make, selector, since};
 use super::json::{at, child, fill, is_true, items, number, set, text, value_mut};
 use super::pod::defaults as pod_defaults;
 use super::pod::validate as pod_validate;
@@ -206,7 +207,7 @@ pub fn job_columns() -> Columns {
             let time = |path: &str| text(job, path).parse::<jiff::Timestamp>().ok();
             let duration = match (time("status.startTime"), time("status.completionTime")) {
                 (None, _) => String::new(),
-                (Some(start), end) => human_duration(end.unwrap_or(now).as_second() - start.as_second()),
+                (Some(start), end) => duration::human(end.unwrap_or(now).as_second() - start.as_second()),
             };
             let [names, images] = containers(job, "spec.template.spec");
             vec![

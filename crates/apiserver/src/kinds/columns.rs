@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use base::duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -114,59 +115,7 @@ pub fn age(object: &Value, now: Timestamp) -> Value {
 /// Time since a timestamp as text; `<unknown>` if there is none.
 pub fn since(time: &str, now: Timestamp) -> Value {
     match time.parse::<Timestamp>() {
-        Ok(time) => json!(human_duration(now.as_second() - time.as_second())),
+        Ok(time) => json!(duration::human(now.as_second() - time.as_second())),
         Err(_) => json!("<unknown>"),
-    }
-}
-
-/// A duration as people read it: `45s`, `3m20s`, `5h`, `2d3h`, `100d`, `2y10d`.
-///
-/// Source: `k8s.io/apimachinery/pkg/util/duration`, `HumanDuration`.
-pub fn human_duration(seconds: i64) -> String {
-    const MINUTE: i64 = 60;
-    const HOUR: i64 = 60 * MINUTE;
-    const DAY: i64 = 24 * HOUR;
-    const YEAR: i64 = 365 * DAY;
-    let pair = |big: i64, big_unit: &str, small: i64, small_unit: &str| {
-        if small == 0 { format!("{big}{big_unit}") } else { format!("{big}{big_unit}{small}{small_unit}") }
-    };
-    match seconds {
-        ..-1 => "<invalid>".into(),
-        -1..0 => "0s".into(),
-        s if s < 2 * MINUTE => format!("{s}s"),
-        s if s < 10 * MINUTE => pair(s / MINUTE, "m", s % MINUTE, "s"),
-        s if s < 3 * HOUR => format!("{}m", s / MINUTE),
-        s if s < 8 * HOUR => pair(s / HOUR, "h", s % HOUR / MINUTE, "m"),
-        s if s < 2 * DAY => format!("{}h", s / HOUR),
-        s if s < 8 * DAY => pair(s / DAY, "d", s % DAY / HOUR, "h"),
-        s if s < 2 * YEAR => format!("{}d", s / DAY),
-        s if s < 8 * YEAR => pair(s / YEAR, "y", s % YEAR / DAY, "d"),
-        s => format!("{}y", s / YEAR),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_read_as_kubectl_prints_them() {
-        let rows = [
-            (-5, "<invalid>"),
-            (0, "0s"),
-            (119, "119s"),
-            (120, "2m"),
-            (200, "3m20s"),
-            (3600, "60m"),
-            (3 * 3600, "3h"),
-            (3 * 3600 + 120, "3h2m"),
-            (9 * 3600, "9h"),
-            (50 * 3600, "2d2h"),
-            (100 * 86400, "100d"),
-            (740 * 86400, "2y10d"),
-        ];
-        for (seconds, wanted) in rows {
-            assert_eq!(human_duration(seconds), wanted, "{seconds}");
-        }
     }
 }

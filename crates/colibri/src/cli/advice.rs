@@ -93,11 +93,7 @@ fn of_revision(revision: &Revision, pods: &[&Pod], name: &str) -> Option<Advice>
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
             ("container", config_cure(&message, revision.namespace().as_deref().unwrap_or("default")))
         }
-        "Unschedulable" => (
-            "pod",
-            "ask for less in resources.requests, or free the machine: kubectl describe node shows what is taken"
-                .to_owned(),
-        ),
+        "Unschedulable" => ("pod", scheduling_cure(&message)),
         "FailedCreate" => ("pod", "correct the field that the text names, and deploy again".to_owned()),
         "Deploying" => ("probe", String::new()),
         "ProgressDeadlineExceeded" => {
@@ -137,6 +133,32 @@ pub fn image_cure(message: &str) -> String {
         "see whether this machine reaches the registry; without it load the image: docker save IMAGE | colibri image load -"
     };
     cure.to_owned()
+}
+
+/// What to do about a pod that no node takes, by what the scheduler said of each; Kubernetes' words of several versions.
+fn scheduling_cure(message: &str) -> String {
+    let has = |words: &[&str]| words.iter().any(|word| message.contains(word));
+    let is_away = has(&["not ready", "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]);
+    let is_closed = has(&["unschedulable"]);
+    let rows = [
+        (
+            has(&["Insufficient ", "Too many pods"]),
+            "ask for less in resources.requests, or free the machine: kubectl describe node shows what is taken",
+        ),
+        (is_away, "get the node ready: kubectl describe node tells what is wrong with it, sudo colibri node starts it"),
+        (is_closed, "open the node again: kubectl uncordon NODE"),
+        (
+            !is_away && !is_closed && has(&[" taint"]),
+            "take the taint away: kubectl taint node NODE KEY-, or tolerate it in spec.template.spec.tolerations",
+        ),
+        (
+            has(&["affinity", "selector"]),
+            "correct spec.template.spec.nodeSelector and affinity, or label a node: kubectl label node NODE KEY=VALUE",
+        ),
+        (has(&["no nodes available"]), "start a node: sudo colibri node"),
+    ];
+    let cures: Vec<&str> = rows.iter().filter(|(fits, _)| *fits).map(|(_, cure)| *cure).collect();
+    if cures.is_empty() { "kubectl describe node tells more".to_owned() } else { cures.join("; or ") }
 }
 
 fn config_cure(message: &str, namespace: &str) -> String {
@@ -285,6 +307,32 @@ mod tests {
         let found = of(&seen(reason, "False", message, container)).unwrap();
         assert_eq!(found.stage, stage, "{found}");
         assert!(found.cause.contains(cause) && found.cure.contains(cure) && found.failed, "{found:?}");
+    }
+
+    #[test]
+    fn a_pod_that_no_node_takes_is_told_by_what_the_scheduler_said() {
+        let none = |why: &str| format!("0/1 nodes are available: {why}.");
+        let rows = [
+            (none("1 Insufficient cpu"), "ask for less"),
+            (none("1 Too many pods"), "ask for less"),
+            (none("1 node(s) were not ready"), "get the node ready"),
+            (
+                none("1 node(s) had taint {node.kubernetes.io/not-ready: }, that the pod didn't tolerate"),
+                "get the node ready",
+            ),
+            (none("1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }"), "get the node ready"),
+            (none("1 node(s) were unschedulable"), "kubectl uncordon"),
+            (none("1 node(s) had untolerated taint {gpu: only}"), "take the taint away"),
+            (none("1 node(s) didn't match Pod's node affinity/selector"), "label a node"),
+            ("no nodes available to schedule pods".to_owned(), "start a node"),
+            ("something new".to_owned(), "tells more"),
+        ];
+        for (message, cure) in rows {
+            let told = scheduling_cure(&message);
+            assert!(told.contains(cure) && !told.contains("; or "), "{message}: {told}");
+        }
+        let both = scheduling_cure(&none("1 Insufficient memory, 1 node(s) were not ready"));
+        assert!(both.contains("ask for less") && both.contains("; or get the node ready"), "{both}");
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub struct InstallArgs {
     /// The kinds (CustomResourceDefinitions) and the system namespace
     #[arg(long)]
     crds: bool,
+    /// Accounts of controller, gateway and node in the system namespace, and what each must be allowed
+    #[arg(long)]
+    rbac: bool,
     /// The admission webhooks, which the controller serves
     #[arg(long, requires = "ca")]
     webhooks: bool,
@@ -36,18 +39,23 @@ pub struct InstallArgs {
 ///
 /// When nothing was asked for, or the certificates cannot be read.
 pub fn install(args: &InstallArgs) -> Result<()> {
-    if !args.crds && !args.webhooks {
-        bail!("say what to print: colibri install --crds, or colibri install --webhooks --ca FILE");
+    if !args.crds && !args.rbac && !args.webhooks {
+        bail!("say what to print: colibri install --crds, --rbac, or --webhooks --ca FILE");
     }
     let mut documents = Vec::new();
-    if args.crds {
+    if args.crds || args.rbac {
         // The label, which the webhook for ConfigMaps goes by, is not set by API servers before 1.21.
         let labels = json!({"kubernetes.io/metadata.name": api::SYSTEM_NAMESPACE});
         let metadata = json!({"name": api::SYSTEM_NAMESPACE, "labels": labels});
         documents.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}));
+    }
+    if args.crds {
         for definition in api::crds::all() {
             documents.push(serde_json::to_value(&definition).context("printing a definition")?);
         }
+    }
+    if args.rbac {
+        documents.extend(super::rbac::objects());
     }
     if let Some(file) = &args.ca {
         let ca = std::fs::read(file).with_context(|| format!("--ca {} cannot be read", file.display()))?;

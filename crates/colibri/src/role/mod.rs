@@ -21,6 +21,7 @@ mod gateway;
 mod install;
 mod kubelet;
 mod node;
+mod rbac;
 mod stores;
 
 use std::net::SocketAddr;

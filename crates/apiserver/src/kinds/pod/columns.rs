@@ -2,11 +2,12 @@
 //!
 //! Source: `k8s.io/kubernetes/pkg/printers/internalversion`, `printPod`.
 
+use base::duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::is_sidecar;
-use crate::kinds::columns::{Doc, age, columns as make, human_duration};
+use crate::kinds::columns::{Doc, age, columns as make};
 use crate::kinds::json::{at, items, number, text};
 use crate::resource::Columns;
 
@@ -43,7 +44,7 @@ fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
     let state = State::of(pod);
     let restarts = match state.last_restart {
         Some(time) if state.restarts > 0 => {
-            format!("{} ({} ago)", state.restarts, human_duration(now.as_second() - time.as_second()))
+            format!("{} ({} ago)", state.restarts, duration::human(now.as_second() - time.as_second()))
         }
         _ => state.restarts.to_string(),
     };
