@@ -425,6 +425,13 @@ impl Platform {
         self.signal(libc::SIGINT);
         let code = self.wait().await?;
         ensure!(code == 0, "the platform ended with code {code}:\n{}", self.log());
+        // The accounts of `colibri install --rbac` must be allowed all that the roles ever ask for.
+        let is_refused = |line: &&str| {
+            line.contains("forbidden: User \\\"system:serviceaccount:colibri-system:")
+                || line.contains("forbidden: User \"system:serviceaccount:colibri-system:")
+        };
+        let refused: Vec<String> = self.log().lines().filter(is_refused).map(str::to_owned).collect();
+        ensure!(refused.is_empty(), "a role is not allowed what it asks for:\n{}", refused.join("\n"));
         Ok(())
     }
 }

@@ -144,6 +144,7 @@ impl<K: Cacheable> Cache<K> {
         use kube::runtime::WatchStreamExt;
         let mut events = watcher::watcher(api, watcher::Config::default()).default_backoff().boxed();
         let mut listed: Option<Vec<ObjectKey>> = None;
+        let mut told = String::new();
         loop {
             let event = tokio::select! {
                 () = stop.cancelled() => return,
@@ -158,12 +159,20 @@ impl<K: Cacheable> Cache<K> {
                     self.set(object);
                 }
                 Some(Ok(Event::InitDone)) => {
+                    told.clear();
                     self.keep_only(&listed.take().unwrap_or_default());
                     self.synced.send_replace(true);
                 }
                 Some(Ok(Event::Apply(object))) => self.set(object),
                 Some(Ok(Event::Delete(object))) => self.remove(&ObjectKey::of(&object), Some(object)),
-                Some(Err(error)) => warn!(%error, kind = %K::kind(&()), "watch failed, trying again"),
+                Some(Err(error)) => {
+                    let text = error.to_string();
+                    // The same cause every second would tell nothing, such as a kind that this API server lacks.
+                    if text != told {
+                        warn!(error = text, kind = %K::kind(&()), "watch failed, trying again");
+                        told = text;
+                    }
+                }
                 None => return,
             }
         }

@@ -663,7 +663,37 @@ async fn every_mistake_is_told_with_place_cause_and_cure() -> Result<()> {
     assert!(failures.is_empty(), "{} rows failed:\n\n{}", failures.len(), failures.join("\n\n"));
     let world = Arc::into_inner(world).context("every row has ended")?;
     let mut platform = world.platform;
+    unknown_fields_pass_as_asked(&platform).await?;
     platform.stop().await
+}
+
+/// `kubectl --validate=warn` is warned of unknown fields, `ignore` is not; stored they are in neither case.
+async fn unknown_fields_pass_as_asked(platform: &Platform) -> Result<()> {
+    let misspelt = [
+        ("ksvc", service("NAME", "", "contaners: []", "image: 'hello:latest'"), "spec.template.spec.contaners"),
+        (
+            "configmap",
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: NAME, labls: {} }\ndata: { a: b }\n".to_owned(),
+            "metadata.labls",
+        ),
+    ];
+    for (kind, manifest, field) in misspelt {
+        let warning = format!("Warning: unknown field \"{field}\"");
+        for (mode, is_warned) in [("warn", true), ("ignore", false)] {
+            let name = format!("misspelt-{mode}");
+            let validate = format!("--validate={mode}");
+            let create = ["create", &validate, "-f", "-"];
+            let output = platform.kubectl_with(&create, Some(&manifest.replace("NAME", &name))).await?;
+            ensure!(output.code == 0, "{kind} {mode}: {}", output.text());
+            // Those before 1.25 have no words for it.
+            let knows = layout() != Layout::Kubernetes;
+            ensure!(output.stderr.contains(&warning) == (is_warned && knows), "{kind} {mode}: {}", output.text());
+            let stored = platform.object(kind, &name).await?.to_string();
+            let word = field.rsplit('.').next().unwrap_or_default();
+            ensure!(!stored.contains(word), "{kind} {mode}: {stored}");
+        }
+    }
+    Ok(())
 }
 
 /// The platform, and what the rows share.
