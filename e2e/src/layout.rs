@@ -128,8 +128,8 @@ impl Process {
         let file = File::options().create(true).append(true).open(&self.log)?;
         let mut command = self.command();
         command.args(&self.arguments).env_remove("KUBECONFIG");
-        // With what is refused to the node's account.
-        command.env("COLIBRI_LOG", "warn,colibri=info,node::events=debug");
+        // With what is refused to the node's account, and each change of the settings.
+        command.env("COLIBRI_LOG", "warn,colibri=info,node::events=debug,client::settings=info");
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         self.child = Some(command.spawn().with_context(|| format!("starting {}", self.program.display()))?);
         Ok(())

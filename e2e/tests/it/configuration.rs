@@ -94,7 +94,26 @@ async fn settings_count_without_a_restart_and_bad_ones_are_refused() -> Result<(
     until(SOON, async || answers(&host("before")).await, |status| *status == 200).await?;
     platform.kubectl(&["-n", "colibri-system", "delete", "configmap", "config-defaults"]).await?.ok()?;
     until(SOON, shown, |service| service["spec"]["template"]["spec"]["timeoutSeconds"] == 300).await?;
-    platform.stop().await
+    platform.stop().await?;
+    each_change_is_told_once(&platform.log())
+}
+
+/// No process tells twice of the same version of a ConfigMap.
+fn each_change_is_told_once(log: &str) -> Result<()> {
+    let of_process = |log: &str| {
+        let mut told: Vec<String> = log
+            .lines()
+            .filter_map(|line| line.split_once("settings changed"))
+            .map(|(_, which)| which.to_owned())
+            .collect();
+        told.sort();
+        told
+    };
+    let processes: Vec<Vec<String>> = log.split("--- ").map(of_process).collect();
+    ensure!(processes.iter().any(|told| !told.is_empty()), "no change is told:\n{log}");
+    let twice = processes.iter().flat_map(|told| told.windows(2)).find(|pair| pair[0] == pair[1]);
+    ensure!(twice.is_none(), "told twice: {twice:?}\n{log}");
+    Ok(())
 }
 
 /// Each bad value is refused with key, value and what is allowed; unknown keys pass with a warning.
