@@ -236,7 +236,7 @@ mod tests {
             Kind:        function (python)
             URL:         http://greet.default.localhost:8080
             Version:     greet-00001
-            Age:         1m
+            Age:         60s
             Handler:     main.handle
             Scaling:     idle 60s, max 3
 
@@ -251,8 +251,8 @@ mod tests {
 
             Versions:
               NAME          TRAFFIC   READY   INSTANCES   AGE   REASON
-              greet-00002             False   0           1m    ExitCode1
-              greet-00001   100%      True    1           1m    ExitCode1
+              greet-00002             False   0           60s   ExitCode1
+              greet-00001   100%      True    1           60s   ExitCode1
 
             Instances:
               NAME   PHASE     ADDRESS    AGE

@@ -395,8 +395,8 @@ mod tests {
         let now = "2026-01-01T00:01:00Z".parse().unwrap();
         expect_test::expect![[r#"
             NAMESPACE   NAME            REFERENCE   READY   URL                         AGE   REASON
-            shop        a.example.com   ksvc:web    True    http://a.example.com:8080   1m
-            shop        b.example.com   ksvc:web    False                               1m    DomainAlreadyClaimed
+            shop        a.example.com   ksvc:web    True    http://a.example.com:8080   60s
+            shop        b.example.com   ksvc:web    False                               60s   DomainAlreadyClaimed
         "#]]
         .assert_eq(&render(&found, true, now));
         assert_eq!(names(&found), "a.example.com, b.example.com (not ready)");

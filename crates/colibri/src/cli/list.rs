@@ -89,7 +89,7 @@ mod tests {
         let now = "2026-01-01T00:01:00Z".parse().unwrap();
         expect_test::expect![[r#"
             NAMESPACE   NAME    KIND                READY     URL                             VERSION       AGE   REASON
-            a           greet   function (python)   False     http://greet.a.localhost:8080   greet-00002   1m    ExitCode1
+            a           greet   function (python)   False     http://greet.a.localhost:8080   greet-00002   60s   ExitCode1
             b           web     service             Unknown                                                 10s
         "#]]
         .assert_eq(&render(&found, true, now));

@@ -8,6 +8,7 @@ use crate::link::LEASE;
 /// Namespace in which nodes renew their Leases.
 const NODE_LEASES: &str = "kube-node-lease";
 const SERVING: &str = "serving.knative.dev";
+const CLAIMS: &str = "networking.internal.knative.dev";
 const AUTOSCALING: &str = "autoscaling.internal.knative.dev";
 const FUNCTIONS: &str = "functions.colibri.dev";
 const LEASES: &str = "coordination.k8s.io";
@@ -33,10 +34,18 @@ fn controller() -> Account {
             rule(SERVING, &["configurations", "routes", "services"], &["get", "list", "watch", "create", "update"]),
             rule(SERVING, &["revisions"], &["get", "list", "watch", "create", "update", "delete"]),
             rule(AUTOSCALING, &["podautoscalers"], &["get", "list", "watch", "create", "update"]),
+            rule(SERVING, &["domainmappings"], &["get", "list", "watch"]),
+            rule(CLAIMS, &["clusterdomainclaims"], &["get", "list", "watch", "create", "delete"]),
             rule(FUNCTIONS, &["functions"], &["get", "list", "watch"]),
             rule(
                 SERVING,
-                &["configurations/status", "revisions/status", "routes/status", "services/status"],
+                &[
+                    "configurations/status",
+                    "domainmappings/status",
+                    "revisions/status",
+                    "routes/status",
+                    "services/status",
+                ],
                 &["update"],
             ),
             rule(AUTOSCALING, &["podautoscalers/status"], &["update"]),
@@ -64,7 +73,8 @@ fn gateway() -> Account {
     Account {
         name: "gateway",
         everywhere: vec![
-            rule(SERVING, &["revisions", "routes"], &["list", "watch"]),
+            rule(SERVING, &["domainmappings", "revisions", "routes"], &["list", "watch"]),
+            rule(CLAIMS, &["clusterdomainclaims"], &["list", "watch"]),
             rule("", &["pods"], &["list", "watch"]),
         ],
         within: (api::SYSTEM_NAMESPACE, vec![only(LEASE, rule(LEASES, &["leases"], &["get"]))]),
@@ -147,6 +157,18 @@ mod tests {
             }
         }
         assert_eq!(objects.len(), 15);
+    }
+
+    #[test]
+    fn the_controller_watches_every_kind() {
+        let lists = |rule: &Value, group: &str, plural: &str| {
+            let has = |key: &str, word: &str| rule[key].as_array().unwrap().iter().any(|each| each == word);
+            has("apiGroups", group) && has("resources", plural) && has("verbs", "list") && has("verbs", "watch")
+        };
+        for definition in api::crds::all() {
+            let (group, plural) = (definition.spec.group, definition.spec.names.plural);
+            assert!(controller().everywhere.iter().any(|rule| lists(rule, &group, &plural)), "{plural}.{group}");
+        }
     }
 
     #[test]
