@@ -37,7 +37,8 @@ pub struct Config {
     pub node_name: Option<String>,
     /// Workers of each controller. Default 4.
     pub workers: usize,
-    /// How long a change of scale waits for further changes before the status shows it. Default 250 ms.
+    /// How long a change that nobody acts upon, such as one of scale, waits for further ones before a status shows it.
+    /// Default 250 ms.
     pub status_delay: Duration,
     /// The wall clock, for conditions and annotations.
     pub clock: fn() -> Timestamp,

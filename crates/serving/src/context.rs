@@ -21,8 +21,10 @@ use crate::autoscaler::Autoscaler;
 use crate::config::Config;
 use crate::domain::Domains;
 use crate::instances::Instances;
+use crate::pace::Pace;
 use crate::revision::Digests;
 use crate::served::Served;
+use crate::write::Writer;
 
 /// Caches of the kinds that the controllers read.
 pub(crate) struct Kinds {
@@ -87,6 +89,8 @@ pub(crate) struct Context {
     /// The ConfigMaps.
     pub(crate) live: Live,
     pub(crate) client: Client,
+    pub(crate) writer: Writer,
+    pub(crate) pace: Pace,
     pub(crate) caches: Kinds,
     pub(crate) queues: Queues,
     pub(crate) gateway: Arc<dyn GatewayLink>,

@@ -22,6 +22,7 @@ mod context;
 mod domain;
 mod instances;
 mod meta;
+mod pace;
 mod revision;
 mod route;
 mod served;
@@ -74,6 +75,8 @@ impl Serving {
             config,
             live: client::Live::default(),
             client: caches.client().clone(),
+            writer: write::Writer::new(caches.client().clone()),
+            pace: pace::Pace::default(),
             caches: kinds,
             queues: Queues::default(),
             gateway,
@@ -134,7 +137,7 @@ fn workers<F>(
         async move {
             match done.await {
                 // Somebody else wrote first, or our own last write is not in the cache yet: no failure.
-                Err(WriteError::Stale { write, .. }) => {
+                Err(WriteError::Stale { write, .. } | WriteError::Behind { write }) => {
                     tracing::debug!(controller = name, %key, write, "planned from an old picture");
                     Ok(Outcome::Again)
                 }
@@ -168,9 +171,11 @@ fn on<K: client::cache::Cacheable>(
     // The caches outlive the controllers; what they hold must not keep the controllers alive.
     let context = Arc::downgrade(context);
     cache.subscribe(move |change| {
-        if let Some(context) = context.upgrade() {
-            changed(&context, change);
+        let Some(context) = context.upgrade() else { return };
+        if change.new.is_none() {
+            context.writer.forget(K::kind(&()).into_owned().into(), change.key());
         }
+        changed(&context, change);
     });
 }
 

@@ -2,7 +2,10 @@
 //!
 //! All controllers share this: their plans differ in what is written, not in how.
 
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::time::Duration;
 
 use api::autoscaling::PodAutoscaler;
 use api::serving::domain::{ClusterDomainClaim, DomainMapping};
@@ -14,7 +17,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, GetParams, PostParams, Preconditions};
 use kube::core::Request;
 use kube::{Client, Resource};
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+/// How long a cache may take to show a write; after that it is written again, and the API server decides.
+const CACHE_DELAY: Duration = Duration::from_secs(2);
 
 macro_rules! objects {
     ($($kind:ident),*) => {
@@ -135,6 +143,9 @@ pub(crate) enum WriteError {
     /// The cache that the plan was made from is behind; its next change brings the work back.
     #[error("{write}: the object has changed meanwhile")]
     Stale { write: String, source: kube::Error },
+    /// The cache does not show this process' own last write of the object yet.
+    #[error("{write}: the last write is still on its way back")]
+    Behind { write: String },
     /// The API server refused it, or could not be reached.
     #[error("{write}")]
     Refused { write: String, source: kube::Error },
@@ -160,7 +171,7 @@ impl Write {
     /// Whether the object is there although its creation failed with `error`: the answer may have got lost, or a proxy
     /// on the way gave up. Where nobody knows, it is.
     pub(crate) async fn is_made(&self, client: &Client, error: &WriteError) -> bool {
-        let (WriteError::Stale { source, .. } | WriteError::Refused { source, .. }) = error;
+        let (WriteError::Stale { source, .. } | WriteError::Refused { source, .. }) = error else { return true };
         if matches!(source, kube::Error::Api(status) if (400..500).contains(&status.code)) {
             return false;
         }
@@ -194,31 +205,100 @@ impl Write {
     }
 }
 
-/// Carries out a plan for `owner`, in order, up to the first failure. Nothing is made for an owner that is gone.
-pub(crate) async fn apply<K>(client: &Client, owner: &K, writes: &[Write]) -> Result<(), WriteError>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + fmt::Debug,
-{
-    let mut is_there = false;
-    for write in writes {
-        if matches!(write, Write::Create(_)) && !is_there {
-            if !client::is_there(client, owner)
-                .await
-                .map_err(|source| WriteError::Refused { write: write.to_string(), source })?
-            {
-                return Ok(());
+/// Carries plans out, and knows what was written a moment ago: a plan that was made before that came back would only be
+/// refused, or make a thing twice.
+pub(crate) struct Writer {
+    client: Client,
+    recent: Mutex<Recent>,
+}
+
+/// A kind and a key.
+type Target = (Cow<'static, str>, ObjectKey);
+
+/// What was written within [`CACHE_DELAY`].
+#[derive(Default)]
+struct Recent {
+    /// The version that an object was written over last, `None` for one that was made; and when.
+    over: HashMap<Target, (Option<String>, Instant)>,
+    ages: VecDeque<(Instant, Target)>,
+}
+
+impl Recent {
+    fn expire(&mut self, now: Instant) {
+        while let Some((since, target)) = self.ages.pop_front_if(|(since, _)| *since + CACHE_DELAY <= now) {
+            // One that was written again is younger.
+            if self.over.get(&target).is_some_and(|(_, last)| *last == since) {
+                self.over.remove(&target);
             }
-            is_there = true;
-        }
-        let found = write.apply(client).await?;
-        tracing::debug!(%write, found, "applied");
-        // The status is the owner's own.
-        if matches!(write, Write::Status(_)) {
-            if !found {
-                return Ok(());
-            }
-            is_there = true;
         }
     }
-    Ok(())
+
+    fn is_behind(&self, target: &Target, version: Option<&String>) -> bool {
+        self.over.get(target).is_some_and(|(over, _)| over.as_ref() == version)
+    }
+
+    fn insert(&mut self, target: Target, over: Option<String>, now: Instant) {
+        self.ages.push_back((now, target.clone()));
+        self.over.insert(target, (over, now));
+    }
+}
+
+impl Writer {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client, recent: Mutex::default() }
+    }
+
+    /// The object is gone: it may be made again.
+    pub(crate) fn forget(&self, kind: Cow<'static, str>, key: ObjectKey) {
+        self.recent.lock().over.remove(&(kind, key));
+    }
+
+    /// Carries out one write; whether the object was there.
+    pub(crate) async fn apply(&self, write: &Write) -> Result<bool, WriteError> {
+        let over = match write {
+            Write::Create(_) => None,
+            Write::Update(object) | Write::Status(object) => object.meta().resource_version.clone(),
+            Write::Delete(_) | Write::DeleteUnchanged(_) => return write.apply(&self.client).await,
+        };
+        let target = (Cow::Borrowed(write.object().kind()), write.key());
+        {
+            let mut recent = self.recent.lock();
+            recent.expire(Instant::now());
+            if recent.is_behind(&target, over.as_ref()) {
+                return Err(WriteError::Behind { write: write.to_string() });
+            }
+        }
+        let found = write.apply(&self.client).await?;
+        self.recent.lock().insert(target, over, Instant::now());
+        Ok(found)
+    }
+
+    /// Carries out a plan for `owner`, in order, up to the first failure. Nothing is made for an owner that is gone.
+    pub(crate) async fn apply_all<K>(&self, owner: &K, writes: &[Write]) -> Result<(), WriteError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + fmt::Debug,
+    {
+        let mut is_there = false;
+        for write in writes {
+            if matches!(write, Write::Create(_)) && !is_there {
+                if !client::is_there(&self.client, owner)
+                    .await
+                    .map_err(|source| WriteError::Refused { write: write.to_string(), source })?
+                {
+                    return Ok(());
+                }
+                is_there = true;
+            }
+            let found = self.apply(write).await?;
+            tracing::debug!(%write, found, "applied");
+            // The status is the owner's own.
+            if matches!(write, Write::Status(_)) {
+                if !found {
+                    return Ok(());
+                }
+                is_there = true;
+            }
+        }
+        Ok(())
+    }
 }

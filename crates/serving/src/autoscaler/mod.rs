@@ -142,7 +142,7 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
         context.queues.instances.add(key.clone());
     }
     if let Some(write) = write {
-        let result = write.apply(&context.client).await;
+        let result = context.writer.apply(&write).await;
         if let Some(entry) = context.autoscaler.entries.lock().get_mut(&key) {
             match (&result, write) {
                 (Ok(_), Write::Status(crate::write::Object::PodAutoscaler(written))) => {

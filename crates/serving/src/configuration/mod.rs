@@ -14,7 +14,7 @@ use client::queue::Outcome;
 use kube::ResourceExt;
 
 use crate::context::Context;
-use crate::write::{self, Write, WriteError};
+use crate::write::{Write, WriteError};
 
 /// What is known about one Configuration.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
     let mut writes = plan::plan(&observed, context.now());
     // One that was just put to use again is not the one that was seen.
     writes.extend(unused.into_iter().map(|revision| Write::DeleteUnchanged(Revision::clone(&revision).into())));
-    write::apply(&context.client, observed.configuration.as_ref(), &writes).await?;
+    context.writer.apply_all(observed.configuration.as_ref(), &writes).await?;
     if let Some(wait) = wait {
         context.queues.configurations.add_after(key, wait);
     }

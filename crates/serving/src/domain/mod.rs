@@ -113,7 +113,7 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
     if !plan.routed {
         context.served_mappings.forget(&key);
     }
-    write::apply(&context.client, observed.mapping.as_ref(), &plan.writes).await?;
+    context.writer.apply_all(observed.mapping.as_ref(), &plan.writes).await?;
     if plan.routed && !observed.served {
         let version = version_of(observed.mapping.as_ref());
         let generation = version.1;
@@ -139,7 +139,7 @@ async fn release(context: &Context, key: &ObjectKey) -> Result<(), WriteError> {
     let found = mappings.get_metadata_opt(&key.name).await;
     let found = found.map_err(|source| WriteError::Refused { write: write.to_string(), source })?;
     if found.is_none() {
-        write.apply(&context.client).await?;
+        context.writer.apply(&write).await?;
     }
     Ok(())
 }

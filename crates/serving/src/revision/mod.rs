@@ -21,7 +21,10 @@ pub(crate) use digests::Digests;
 use digests::Resolution;
 
 use crate::context::Context;
-use crate::write::{self, WriteError};
+use crate::pace;
+use crate::write::{Object, Write, WriteError};
+
+const KIND: &str = "Revision";
 
 /// What is known about one Revision.
 #[derive(Clone, Debug)]
@@ -53,12 +56,27 @@ fn observe(context: &Arc<Context>, key: &ObjectKey) -> Option<Observed> {
 pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
     let Some(observed) = observe(&context, &key) else {
         context.digests.forget(&key);
+        context.pace.forget(KIND, &key);
         context.queues.instances.add(key);
         return Ok(Outcome::Done);
     };
     let writes = plan::plan(&observed, context.now());
-    write::apply(&context.client, observed.revision.as_ref(), &writes).await?;
+    let minor = is_minor(&observed.revision, &writes);
+    if let Some(wait) = context.pace.wait(KIND, &key, minor, context.config.status_delay) {
+        return Ok(Outcome::After(wait));
+    }
+    context.writer.apply_all(observed.revision.as_ref(), &writes).await?;
     Ok(Outcome::Done)
+}
+
+/// Whether all there is to write are numbers and words that nobody acts upon.
+fn is_minor(revision: &Revision, writes: &[Write]) -> bool {
+    let [Write::Status(Object::Revision(next))] = writes else { return false };
+    let (Some(present), Some(next)) = (&revision.status, &next.status) else { return false };
+    pace::verdict(&present.conditions, present.observed_generation)
+        == pace::verdict(&next.conditions, next.observed_generation)
+        && present.container_statuses == next.container_statuses
+        && present.init_container_statuses == next.init_container_statuses
 }
 
 /// Time until a Revision that was never ready has failed.

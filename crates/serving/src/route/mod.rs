@@ -21,7 +21,7 @@ use kube::ResourceExt;
 use crate::context::Context;
 use crate::meta::controller;
 use crate::served::version_of;
-use crate::write::{self, WriteError};
+use crate::write::WriteError;
 
 /// What is known about one Route.
 #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
     } else {
         context.unresolved.lock().insert(key.clone());
     }
-    write::apply(&context.client, observed.route.as_ref(), &plan.writes).await?;
+    context.writer.apply_all(observed.route.as_ref(), &plan.writes).await?;
     if let Some(next) = plan.next_step {
         context.queues.routes.add_after(key.clone(), next);
     }

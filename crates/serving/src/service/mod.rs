@@ -10,7 +10,10 @@ use client::ObjectKey;
 use client::queue::Outcome;
 
 use crate::context::Context;
-use crate::write::{self, WriteError};
+use crate::pace;
+use crate::write::{Object, Write, WriteError};
+
+const KIND: &str = "Service";
 
 /// What is known about one Service.
 #[derive(Clone, Debug)]
@@ -29,8 +32,23 @@ fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
 
 /// Brings one Service's children and status up to date.
 pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
-    let Some(observed) = observe(&context, &key) else { return Ok(Outcome::Done) };
+    let Some(observed) = observe(&context, &key) else {
+        context.pace.forget(KIND, &key);
+        return Ok(Outcome::Done);
+    };
     let writes = plan::plan(&observed, context.now());
-    write::apply(&context.client, observed.service.as_ref(), &writes).await?;
+    let minor = is_minor(&observed.service, &writes);
+    if let Some(wait) = context.pace.wait(KIND, &key, minor, context.config.status_delay) {
+        return Ok(Outcome::After(wait));
+    }
+    context.writer.apply_all(observed.service.as_ref(), &writes).await?;
     Ok(Outcome::Done)
+}
+
+/// Whether all there is to write are words that change nothing about whether the Service is ready.
+fn is_minor(service: &Service, writes: &[Write]) -> bool {
+    let [Write::Status(Object::Service(next))] = writes else { return false };
+    let (Some(present), Some(next)) = (&service.status, &next.status) else { return false };
+    pace::verdict(&present.conditions, present.observed_generation)
+        == pace::verdict(&next.conditions, next.observed_generation)
 }
