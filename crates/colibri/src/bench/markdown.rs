@@ -31,6 +31,7 @@ pub fn page(report: &Report) -> String {
     warm(report, &mut page);
     idle(report, &mut page);
     control_plane(report, &mut page);
+    scale(report, &mut page);
     page.push_str(TAIL);
     page
 }
@@ -157,6 +158,32 @@ fn control_plane(report: &Report, page: &mut String) {
         plane.cpu_ms_per_service,
         plane.gone_ms
     );
+}
+
+fn scale(report: &Report, page: &mut String) {
+    if report.scale.is_empty() {
+        return;
+    }
+    page.push_str("\n## Many services\n\n`colibri bench scale`: the API server with its store on disk, the controllers and the gateway in one process with their\nclients; the pods alone are simulated: one listens 5 ms after it has an address. *Writes* are durable ones. Bar: 1,000\nstarts/s with 5,000 services, and the same time from zero however many there are.\n\n| services | created to Ready | p50 / p95 / p99 | CPU, writes each | one from zero, p50 / p95 / p99 | all from zero | p50 / p95 / p99 | CPU, writes each | at rest |\n|---|---|---|---|---|---|---|---|---|\n");
+    let short = |summary: &Option<Summary>| summary.as_ref().map_or_else(|| "-".to_owned(), Summary::percentiles);
+    for row in &report.scale {
+        let _ = writeln!(
+            page,
+            "| {} | {:.0}/s | {} | {:.2} ms, {:.1} | {} | {:.0}/s | {} | {:.2} ms, {:.1} | {:.0} MiB, {:.2} % of a core |",
+            row.services,
+            row.created_per_second,
+            short(&row.ready),
+            row.cpu_ms_per_creation,
+            row.writes_per_creation,
+            short(&row.cold),
+            row.starts_per_second,
+            short(&row.start),
+            row.cpu_ms_per_start,
+            row.writes_per_start,
+            row.rss_mib,
+            row.idle_cpu_percent
+        );
+    }
 }
 
 const TAIL: &str = "

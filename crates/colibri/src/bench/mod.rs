@@ -7,6 +7,7 @@ pub mod control_plane;
 pub mod http;
 mod markdown;
 pub mod memory;
+pub mod scale;
 pub mod stats;
 pub mod target;
 pub mod warm;
@@ -83,6 +84,12 @@ enum What {
         #[arg(long, default_value_t = 100)]
         services: usize,
     },
+    /// Many services on a control plane of its own with simulated pods; no platform need run
+    Scale {
+        /// Numbers of services, one after the other
+        #[arg(long, value_delimiter = ',', default_values_t = [1000, 5000, 10000])]
+        services: Vec<usize>,
+    },
     /// Memory and CPU of the platform at rest
     Idle {
         /// Services that are deployed first and are at zero
@@ -102,6 +109,7 @@ struct Report {
     warm: Option<warm::Warm>,
     burst: Vec<burst::Burst>,
     control_plane: Option<control_plane::ControlPlane>,
+    scale: Vec<scale::Scale>,
 }
 
 impl Report {
@@ -117,6 +125,7 @@ impl Report {
             ("warm", json!(self.warm)),
             ("burst", json!(self.burst)),
             ("controlPlane", json!(self.control_plane)),
+            ("scale", json!(self.scale)),
         ];
         for (name, value) in parts {
             if value != Value::Null && value != json!([]) {
@@ -134,6 +143,12 @@ impl Report {
 /// When no platform runs, or a step fails.
 pub async fn run(args: BenchArgs) -> Result<()> {
     let data_dir = args.data_dir.clone().unwrap_or_else(crate::data_dir::default_path);
+    // It needs no platform but its own.
+    if let Some(What::Scale { services }) = &args.what {
+        let mut report = Report::default();
+        scale(services, !args.json && !args.markdown, &mut report).await?;
+        return print(&args, &report);
+    }
     let target = target::open(&data_dir).await?;
     // The memory first: what comes after it leaves its traces.
     let all = vec![
@@ -143,15 +158,32 @@ pub async fn run(args: BenchArgs) -> Result<()> {
         What::Burst { workload: Workload::Container, services: 100, requests: 1 },
         What::Warm { rounds: 5, seconds: 4, connections: 32 },
         What::ControlPlane { writes: 5000, writers: 64, services: 100 },
+        What::Scale { services: vec![1000, 5000, 10_000] },
     ];
     let mut report = Report::default();
-    for what in args.what.map_or(all, |what| vec![what]) {
+    for what in args.what.clone().map_or(all, |what| vec![what]) {
         measure(&target, &data_dir, what, !args.json && !args.markdown, &mut report).await?;
     }
+    print(&args, &report)
+}
+
+/// Measures on a control plane of its own.
+async fn scale(services: &[usize], talk: bool, report: &mut Report) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    report.scale = scale::run(dir.path(), services, |row| {
+        if talk {
+            println!("{} services\n{}\n", row.services, row.table());
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+fn print(args: &BenchArgs, report: &Report) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report.json())?);
     } else if args.markdown {
-        print!("{}", markdown::page(&report));
+        print!("{}", markdown::page(report));
     }
     Ok(())
 }
@@ -195,6 +227,7 @@ async fn measure(target: &target::Target, data_dir: &Path, what: What, talk: boo
             show("control plane", measured.table());
             report.control_plane = Some(measured);
         }
+        What::Scale { services } => scale(&services, talk, report).await?,
         What::Idle { services, seconds } => {
             let measured = memory::idle(target, memory::platform_pid(data_dir)?, services, seconds).await?;
             show("idle", measured.table());

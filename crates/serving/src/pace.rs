@@ -1,0 +1,41 @@
+//! The pace of statuses: changes that nobody acts upon and that follow each other closely are written as one.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use api::Condition;
+use api::conditions::{ConditionStatus, READY};
+use client::ObjectKey;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Since when the status of an object of one kind differs from what is written.
+#[derive(Default)]
+pub(crate) struct Pace(Mutex<HashMap<(&'static str, ObjectKey), Instant>>);
+
+impl Pace {
+    /// How long a change that is `minor` still waits; `None` means that it, or what goes with it, is written now.
+    pub(crate) fn wait(&self, kind: &'static str, key: &ObjectKey, minor: bool, delay: Duration) -> Option<Duration> {
+        let mut since = self.0.lock();
+        let target = (kind, key.clone());
+        if minor {
+            let due = *since.entry(target.clone()).or_insert_with(Instant::now) + delay;
+            let wait = due.saturating_duration_since(Instant::now());
+            if !wait.is_zero() {
+                return Some(wait);
+            }
+        }
+        since.remove(&target);
+        None
+    }
+
+    /// The object is gone.
+    pub(crate) fn forget(&self, kind: &'static str, key: &ObjectKey) {
+        self.0.lock().remove(&(kind, key.clone()));
+    }
+}
+
+/// What Ready says, and of which generation.
+pub(crate) fn verdict(conditions: &[Condition], generation: Option<i64>) -> (Option<ConditionStatus>, Option<i64>) {
+    (conditions.iter().find(|condition| condition.kind == READY).map(|ready| ready.status), generation)
+}
