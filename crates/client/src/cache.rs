@@ -108,6 +108,21 @@ impl<K: Cacheable> Cache<K> {
         in_namespace.filter(|(_, object)| keep(object)).map(|(_, object)| object.clone()).collect()
     }
 
+    /// The objects by names that `names` takes from each, such as a label's value. Whoever subscribes to the cache after
+    /// this finds the index as new as the change.
+    pub fn index<N: IntoIterator<Item = String>>(
+        &self,
+        names: impl Fn(&K) -> N + Send + Sync + 'static,
+    ) -> Arc<Index<K>> {
+        let index = Arc::new(Index(RwLock::default()));
+        let kept = index.clone();
+        self.subscribe(move |change| {
+            let names = change.new.iter().flat_map(|new| names(new)).collect();
+            kept.0.write().put(change.key(), change.new.as_ref(), names);
+        });
+        index
+    }
+
     /// Calls `subscriber` for each object present now, then for each change.
     pub fn subscribe(&self, subscriber: impl Fn(&Change<K>) + Send + Sync + 'static) {
         // The list of subscribers is locked first, so that no change falls between the two steps.
@@ -188,6 +203,55 @@ impl<K: Cacheable> Cache<K> {
     }
 }
 
+/// Objects of one kind by something other than their names; see [`Cache::index`].
+pub struct Index<K>(RwLock<Entries<K>>);
+
+struct Entries<K> {
+    by_name: HashMap<ObjectKey, BTreeMap<String, Arc<K>>>,
+    /// The names under which each object is found.
+    names: HashMap<ObjectKey, Vec<String>>,
+}
+
+impl<K> Default for Entries<K> {
+    fn default() -> Self {
+        Self { by_name: HashMap::new(), names: HashMap::new() }
+    }
+}
+
+impl<K> Entries<K> {
+    fn put(&mut self, key: ObjectKey, object: Option<&Arc<K>>, names: Vec<String>) {
+        for name in self.names.remove(&key).into_iter().flatten() {
+            let name = ObjectKey::new(&key.namespace, name);
+            if let Some(objects) = self.by_name.get_mut(&name) {
+                objects.remove(&key.name);
+                if objects.is_empty() {
+                    self.by_name.remove(&name);
+                }
+            }
+        }
+        let Some(object) = object.filter(|_| !names.is_empty()) else { return };
+        for name in &names {
+            let objects = self.by_name.entry(ObjectKey::new(&key.namespace, name)).or_default();
+            objects.insert(key.name.clone(), object.clone());
+        }
+        self.names.insert(key, names);
+    }
+}
+
+impl<K> Index<K> {
+    /// The objects of that namespace which bear `name`, in the order of their own names.
+    pub fn get(&self, namespace: &str, name: &str) -> Vec<Arc<K>> {
+        let entries = self.0.read();
+        let found = entries.by_name.get(&ObjectKey::new(namespace, name));
+        found.map(|objects| objects.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The keys of all objects that bear a name at all, in no order.
+    pub fn keys(&self) -> Vec<ObjectKey> {
+        self.0.read().names.keys().cloned().collect()
+    }
+}
+
 fn notify<K>(subscribers: &[Subscriber<K>], change: &Change<K>) {
     for subscriber in subscribers {
         subscriber(change);
@@ -233,5 +297,41 @@ impl Caches {
         by_kind.insert((TypeId::of::<K>(), system), cache.clone());
         self.tasks.spawn(cache.clone().run(api(), self.stop.clone()));
         cache
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    use super::*;
+
+    #[test]
+    fn an_index_follows_the_names_of_its_objects() {
+        let cache = Cache::<ConfigMap>::new();
+        let object = |namespace: &str, name: &str, of: &str| -> ConfigMap {
+            let labels = (!of.is_empty()).then(|| [("of".to_owned(), of.to_owned())].into());
+            let (namespace, name) = (Some(namespace.to_owned()), Some(name.to_owned()));
+            ConfigMap { metadata: ObjectMeta { namespace, name, labels, ..Default::default() }, ..Default::default() }
+        };
+        cache.set(object("a", "first", "x"));
+        let index = cache.index(|map| map.labels().get("of").cloned());
+        let found = |namespace: &str, of: &str| -> Vec<String> {
+            index.get(namespace, of).iter().map(|object| object.name_any()).collect()
+        };
+        assert_eq!(found("a", "x"), ["first"], "what was there before");
+        cache.set(object("a", "second", "x"));
+        cache.set(object("b", "third", "x"));
+        cache.set(object("a", "fourth", ""));
+        assert_eq!(found("a", "x"), ["first", "second"]);
+        assert_eq!(found("b", "x"), ["third"]);
+        assert_eq!(index.keys().len(), 3);
+        cache.set(object("a", "first", "y"));
+        assert_eq!((found("a", "x"), found("a", "y")), (vec!["second".to_owned()], vec!["first".to_owned()]));
+        // The last that is told of an object may differ from what was seen of it.
+        cache.remove(&ObjectKey::new("a", "first"), Some(object("a", "first", "z")));
+        cache.keep_only(&[]);
+        assert!(index.0.read().by_name.is_empty() && index.0.read().names.is_empty());
     }
 }

@@ -28,7 +28,7 @@ pub mod settings;
 /// as the rest of an object. Other API servers pass it over. What such a client writes keeps its managed fields.
 pub const WITHOUT_MANAGED_FIELDS: &str = "x-colibri-without-managed-fields";
 
-pub use cache::{Cache, Caches, Change, ObjectKey};
+pub use cache::{Cache, Caches, Change, Index, ObjectKey};
 pub use live::is_there;
 pub use queue::{Queue, run_workers, run_workers_after};
 pub use settings::Live;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use client::{Cache, Caches, ObjectKey, Queue, is_there, queue::Outcome, run_workers_after};
+use client::{Cache, Caches, Index, ObjectKey, Queue, is_there, queue::Outcome, run_workers_after};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -34,10 +34,11 @@ pub(crate) fn start(caches: &Arc<Caches>, tasks: &TaskTracker, stop: &Cancellati
     let add = queue.clone();
     services.subscribe(move |change| add.add(change.key()));
     let add = queue.clone();
-    let all = services.clone();
+    let selecting = services.index(|service| has_selector(service).then(String::new));
+    let slices_of = slices.index(|slice| service_of(slice).map(str::to_owned));
     pods.subscribe(move |change| {
         if change.old.as_deref().map(relevant) != change.new.as_deref().map(relevant) {
-            add_services_of(&all, change, &add);
+            add_services_of(&selecting, change, &add);
         }
     });
     let add = queue.clone();
@@ -52,14 +53,14 @@ pub(crate) fn start(caches: &Arc<Caches>, tasks: &TaskTracker, stop: &Cancellati
         tokio::join!(first.0.synced(), first.1.synced(), first.2.synced());
     };
     run_workers_after(ready, "endpoints", &queue, 1, tasks, stop, move |key: ObjectKey| {
-        let (client, services, pods, slices) = (client.clone(), services.clone(), pods.clone(), slices.clone());
+        let (client, services, pods, slices_of) = (client.clone(), services.clone(), pods.clone(), slices_of.clone());
         async move {
             let Some(service) = services.get_key(&key) else { return Ok(Outcome::Done) };
             if service.metadata.deletion_timestamp.is_some() {
                 return Ok(Outcome::Done);
             }
             let Some(wanted) = wanted(&service, &pods) else { return Ok(Outcome::Done) };
-            let present = slices.select(&key.namespace, |slice| service_of(slice) == Some(key.name.as_str()));
+            let present = slices_of.get(&key.namespace, &key.name);
             bring_up(&client, &service, wanted, &present).await.map(|()| Outcome::Done)
         }
     });
@@ -70,12 +71,19 @@ fn relevant(pod: &Pod) -> (Option<BTreeMap<String, String>>, Option<Endpoint>) {
     (pod.metadata.labels.clone(), endpoint(pod, None, false))
 }
 
-fn add_services_of(services: &Cache<Service>, change: &client::Change<Pod>, queue: &Queue<ObjectKey>) {
+fn add_services_of(selecting: &Index<Service>, change: &client::Change<Pod>, queue: &Queue<ObjectKey>) {
     let selected = |service: &Service, pod: &Option<Arc<Pod>>| pod.as_ref().is_some_and(|pod| selects(service, pod));
     let namespace = change.key().namespace;
-    for service in services.select(&namespace, |s| selected(s, &change.old) || selected(s, &change.new)) {
-        queue.add(ObjectKey::of(service.as_ref()));
+    for service in selecting.get(&namespace, "") {
+        if selected(&service, &change.old) || selected(&service, &change.new) {
+            queue.add(ObjectKey::of(service.as_ref()));
+        }
     }
+}
+
+fn has_selector(service: &Service) -> bool {
+    let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    selector.is_some_and(|selector| !selector.is_empty())
 }
 
 fn selects(service: &Service, pod: &Pod) -> bool {
@@ -95,8 +103,7 @@ fn service_of(slice: &EndpointSlice) -> Option<&str> {
 /// The slices that a Service should have; `None` where somebody else keeps them.
 fn wanted(service: &Service, pods: &Cache<Pod>) -> Option<Vec<EndpointSlice>> {
     let spec = service.spec.as_ref()?;
-    let has_selector = spec.selector.as_ref().is_some_and(|selector| !selector.is_empty());
-    if !has_selector || spec.type_.as_deref() == Some("ExternalName") {
+    if !has_selector(service) || spec.type_.as_deref() == Some("ExternalName") {
         return None;
     }
     let selected = pods.select(&service.namespace().unwrap_or_default(), |pod| selects(service, pod));

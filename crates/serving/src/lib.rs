@@ -35,7 +35,7 @@ use std::sync::Arc;
 
 use api::autoscaling::PodAutoscaler;
 use api::config as settings;
-use api::serving::annotations::{CONFIGURATION_LABEL, ROUTES_ANNOTATION, SERVICE_LABEL};
+use api::serving::annotations::{CONFIGURATION_LABEL, SERVICE_LABEL};
 use api::serving::{Configuration, Revision, Route, Service};
 use base::{PodId, RevisionId};
 use client::images::ImageResolver;
@@ -48,7 +48,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{Addresses, Config};
-use context::{Context, Kinds, Queues, revision_key};
+use context::{Context, Kinds, Queues, named_routes, revision_key};
 use write::WriteError;
 
 /// The running controllers.
@@ -173,7 +173,7 @@ fn on<K: client::cache::Cacheable>(
     cache.subscribe(move |change| {
         let Some(context) = context.upgrade() else { return };
         if change.new.is_none() {
-            context.writer.forget(K::kind(&()).into_owned().into(), change.key());
+            context.writer.forget::<K>(change.key());
         }
         changed(&context, change);
     });
@@ -184,7 +184,7 @@ fn configuration_changed(context: &Context, change: &Change<Configuration>) {
     context.queues.services.add(key.clone());
     let routes = routes_of(change.object().as_ref(), &key.namespace);
     routes.into_iter().for_each(|route| context.queues.routes.add(route));
-    context.wake_unresolved(&key.namespace);
+    context.wake_unresolved(&key);
     context.queues.configurations.add(key);
 }
 
@@ -203,20 +203,21 @@ fn revision_changed(context: &Context, change: &Change<Revision>) {
     let revision = change.object();
     let key = change.key();
     if let Some(configuration) = revision.labels().get(CONFIGURATION_LABEL) {
-        context.queues.configurations.add(ObjectKey::new(&key.namespace, configuration));
+        let configuration = ObjectKey::new(&key.namespace, configuration);
+        context.wake_unresolved(&configuration);
+        context.queues.configurations.add(configuration);
     }
     let routes = routes_of(revision.as_ref(), &key.namespace);
     routes.into_iter().for_each(|route| context.queues.routes.add(route));
-    context.wake_unresolved(&key.namespace);
+    context.wake_unresolved(&key);
     context.queues.instances.add(key.clone());
     context.queues.revisions.add(key);
 }
 
 /// The Routes that an object names itself, and that of its Service.
 fn routes_of<K: Resource>(object: &K, namespace: &str) -> Vec<ObjectKey> {
-    let routes = object.annotations().get(ROUTES_ANNOTATION).map(String::as_str).unwrap_or_default();
     let service = object.labels().get(SERVICE_LABEL).map(String::as_str);
-    let names = routes.split(',').filter(|name| !name.is_empty()).chain(service);
+    let names = named_routes(object).chain(service);
     names.map(|name| ObjectKey::new(namespace, name)).collect()
 }
 

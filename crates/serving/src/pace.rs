@@ -39,3 +39,26 @@ impl Pace {
 pub(crate) fn verdict(conditions: &[Condition], generation: Option<i64>) -> (Option<ConditionStatus>, Option<i64>) {
     (conditions.iter().find(|condition| condition.kind == READY).map(|ready| ready.status), generation)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn small_changes_wait_for_each_other_and_never_for_ever() {
+        let (pace, key) = (Pace::default(), ObjectKey::new("a", "b"));
+        let delay = Duration::from_millis(250);
+        let wait = |minor| pace.wait("Revision", &key, minor, delay);
+        assert_eq!(wait(true), Some(delay));
+        tokio::time::advance(Duration::from_millis(200)).await;
+        assert_eq!(wait(true), Some(Duration::from_millis(50)), "another change does not begin anew");
+        tokio::time::advance(Duration::from_millis(50)).await;
+        assert_eq!(wait(true), None);
+        assert_eq!(wait(true), Some(delay), "the next one after it was written");
+        assert_eq!(wait(false), None, "what matters takes along what waits");
+        assert!(pace.0.lock().is_empty());
+        assert_eq!(pace.wait("Service", &key, true, delay), Some(delay));
+        pace.forget("Service", &key);
+        assert!(pace.0.lock().is_empty());
+    }
+}

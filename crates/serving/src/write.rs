@@ -2,7 +2,7 @@
 //!
 //! All controllers share this: their plans differ in what is written, not in how.
 
-use std::borrow::Cow;
+use std::any::TypeId;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::Duration;
@@ -41,6 +41,10 @@ macro_rules! objects {
         impl Object {
             fn kind(&self) -> &'static str {
                 match self { $(Self::$kind(_) => stringify!($kind)),* }
+            }
+
+            fn type_id(&self) -> TypeId {
+                match self { $(Self::$kind(_) => TypeId::of::<$kind>()),* }
             }
 
             fn meta(&self) -> &ObjectMeta {
@@ -213,7 +217,7 @@ pub(crate) struct Writer {
 }
 
 /// A kind and a key.
-type Target = (Cow<'static, str>, ObjectKey);
+type Target = (TypeId, ObjectKey);
 
 /// What was written within [`CACHE_DELAY`].
 #[derive(Default)]
@@ -249,8 +253,8 @@ impl Writer {
     }
 
     /// The object is gone: it may be made again.
-    pub(crate) fn forget(&self, kind: Cow<'static, str>, key: ObjectKey) {
-        self.recent.lock().over.remove(&(kind, key));
+    pub(crate) fn forget<K: 'static>(&self, key: ObjectKey) {
+        self.recent.lock().over.remove(&(TypeId::of::<K>(), key));
     }
 
     /// Carries out one write; whether the object was there.
@@ -260,7 +264,7 @@ impl Writer {
             Write::Update(object) | Write::Status(object) => object.meta().resource_version.clone(),
             Write::Delete(_) | Write::DeleteUnchanged(_) => return write.apply(&self.client).await,
         };
-        let target = (Cow::Borrowed(write.object().kind()), write.key());
+        let target = (write.object().type_id(), write.key());
         {
             let mut recent = self.recent.lock();
             recent.expire(Instant::now());
@@ -300,5 +304,28 @@ impl Writer {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_is_known_until_its_version_is_seen_or_its_time_is_up() {
+        let mut recent = Recent::default();
+        let target = |name: &str| (TypeId::of::<Revision>(), ObjectKey::new("a", name));
+        let (one, two) = ("1".to_owned(), "2".to_owned());
+        recent.insert(target("x"), None, Instant::now());
+        assert!(recent.is_behind(&target("x"), None), "made, and not seen yet");
+        assert!(!recent.is_behind(&target("y"), None));
+        recent.insert(target("x"), Some(one.clone()), Instant::now() + Duration::from_secs(1));
+        assert!(recent.is_behind(&target("x"), Some(&one)));
+        assert!(!recent.is_behind(&target("x"), Some(&two)), "the cache has caught up");
+        recent.expire(Instant::now() + CACHE_DELAY);
+        assert!(recent.is_behind(&target("x"), Some(&one)), "the later write is younger");
+        recent.expire(Instant::now() + CACHE_DELAY + Duration::from_secs(1));
+        assert!(!recent.is_behind(&target("x"), Some(&one)));
+        assert!(recent.over.is_empty() && recent.ages.is_empty());
     }
 }

@@ -4,7 +4,7 @@ mod fit;
 
 use std::sync::Arc;
 
-use client::{Cache, Caches, ObjectKey, Queue, queue::Outcome, run_workers_after};
+use client::{Cache, Caches, Index, ObjectKey, Queue, queue::Outcome, run_workers_after};
 use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -22,8 +22,8 @@ pub(crate) fn start(caches: &Arc<Caches>, tasks: &TaskTracker, stop: &Cancellati
     let queue = Queue::<ObjectKey>::new();
     let pods = caches.of::<Pod>();
     let nodes = caches.of::<Node>();
-    let add = queue.clone();
-    let waiting = pods.clone();
+    let pending = pods.index(|pod| is_pending(pod).then(String::new));
+    let (add, waiting) = (queue.clone(), pending.clone());
     pods.subscribe(move |change| {
         match &change.new {
             Some(pod) if is_pending(pod) => add.add(ObjectKey::of(pod.as_ref())),
@@ -32,8 +32,7 @@ pub(crate) fn start(caches: &Arc<Caches>, tasks: &TaskTracker, stop: &Cancellati
             _ => add_pending(&waiting, &add),
         }
     });
-    let add = queue.clone();
-    let waiting = pods.clone();
+    let (add, waiting) = (queue.clone(), pending);
     nodes.subscribe(move |change| {
         let relevant = |node: &Node| (node.spec.clone(), node.metadata.labels.clone(), fit::is_ready(node));
         if change.old.as_deref().map(relevant) != change.new.as_deref().map(relevant) {
@@ -57,10 +56,8 @@ pub(crate) fn start(caches: &Arc<Caches>, tasks: &TaskTracker, stop: &Cancellati
     });
 }
 
-fn add_pending(pods: &Cache<Pod>, queue: &Queue<ObjectKey>) {
-    for pod in pods.list().iter().filter(|pod| is_pending(pod)) {
-        queue.add(ObjectKey::of(pod.as_ref()));
-    }
+fn add_pending(pending: &Index<Pod>, queue: &Queue<ObjectKey>) {
+    pending.keys().into_iter().for_each(|pod| queue.add(pod));
 }
 
 fn is_pending(pod: &Pod) -> bool {

@@ -129,7 +129,7 @@ impl Platform {
         crate::seed::install(&client).await.context("installing the platform's own objects")?;
         let caches = Caches::new(client.clone(), tasks.clone(), stop.clone());
         live.follow(&caches);
-        caches.of::<ConfigMap>().synced().await;
+        caches.of_system::<ConfigMap>().synced().await;
 
         let pods = Pods::start(&caches).await?;
         let autoscaler = Late::<dyn AutoscalerLink>::new();

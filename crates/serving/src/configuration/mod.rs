@@ -7,11 +7,9 @@ mod resources;
 
 use std::sync::Arc;
 
-use api::serving::annotations::CONFIGURATION_LABEL;
 use api::serving::{Configuration, Revision};
 use client::ObjectKey;
 use client::queue::Outcome;
-use kube::ResourceExt;
 
 use crate::context::Context;
 use crate::write::{Write, WriteError};
@@ -28,8 +26,7 @@ struct Observed {
 
 fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
     let configuration = context.caches.configurations.get_key(key)?;
-    let own = |revision: &Revision| revision.labels().get(CONFIGURATION_LABEL) == Some(&key.name);
-    let revisions = context.caches.revisions.select(&key.namespace, own);
+    let revisions = context.caches.revisions_of.get(&key.namespace, &key.name);
     let named = context.caches.revisions.get(&key.namespace, &resources::revision_name(&configuration));
     Some(Observed { configuration, revisions, named })
 }

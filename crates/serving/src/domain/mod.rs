@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use crate::context::Context;
 use crate::meta::{controller, is_deleted};
 use crate::served::version_of;
-use crate::write::{self, Write, WriteError};
+use crate::write::{Write, WriteError};
 
 /// Which domains are mapped, and which hosts the Routes have: what a change of one means for the others.
 #[derive(Default)]
@@ -166,8 +166,7 @@ pub(crate) fn claim_changed(context: &Context, change: &Change<ClusterDomainClai
 
 /// Looks at the mappings that lead to an object of that name.
 pub(crate) fn target_changed(context: &Context, key: &ObjectKey) {
-    let leads_there = |mapping: &DomainMapping| mapping.spec.reference.name == key.name;
-    for mapping in context.caches.mappings.select(&key.namespace, leads_there) {
+    for mapping in context.caches.mappings_to.get(&key.namespace, &key.name) {
         context.queues.mappings.add(ObjectKey::of(mapping.as_ref()));
     }
 }

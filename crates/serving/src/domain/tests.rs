@@ -5,6 +5,7 @@ use api::serving::domain::ClusterDomainClaimSpec;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::write::Object;
 
 const DOMAIN: &str = "app.example.com";
 const CLAIMED: &str = "The domain name is already in use by another DomainMapping";
@@ -56,7 +57,7 @@ fn written(observed: &Observed, autocreate: bool) -> (DomainMapping, Vec<String>
     let mut others = Vec::new();
     for write in plan_of(observed, autocreate).writes {
         match write {
-            Write::Status(write::Object::DomainMapping(object)) => mapping = *object,
+            Write::Status(Object::DomainMapping(object)) => mapping = *object,
             other => others.push(other.to_string()),
         }
     }
@@ -151,7 +152,7 @@ fn the_claim_decides() {
 #[test]
 fn a_claim_made_here_is_marked() {
     let writes = plan_of(&Observed { claim: None, ..given() }, true).writes;
-    let Some(Write::Create(write::Object::ClusterDomainClaim(claim))) = writes.last() else { panic!("{writes:?}") };
+    let Some(Write::Create(Object::ClusterDomainClaim(claim))) = writes.last() else { panic!("{writes:?}") };
     assert_eq!(claim.spec.namespace, "default");
     assert_eq!(claim.labels().get(AUTOCREATED_LABEL).map(String::as_str), Some("true"));
 }

@@ -10,8 +10,7 @@ mod rollout;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::serving::annotations::ROUTES_ANNOTATION;
-use api::serving::{Configuration, Revision, Route};
+use api::serving::{Configuration, Revision, Route, TrafficTarget};
 use base::RouteId;
 use client::ObjectKey;
 use client::queue::Outcome;
@@ -19,7 +18,6 @@ use k8s_openapi::api::core::v1::Service as CoreService;
 use kube::ResourceExt;
 
 use crate::context::Context;
-use crate::meta::controller;
 use crate::served::version_of;
 use crate::write::WriteError;
 
@@ -57,36 +55,33 @@ fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
             revisions.insert(found.name_any(), found);
         }
     }
-    let uid = route.uid();
-    let owned = |service: &CoreService| controller(service).map(|owner| owner.uid.clone()) == uid;
-    let owned_placeholders = caches.services_core.select(&key.namespace, owned);
+    let owned_placeholders = caches.services_owned.get(&key.namespace, &route.uid().unwrap_or_default());
     let placeholders = resources::placeholder_names(&route)
         .into_iter()
         .filter_map(|name| Some((name.clone(), caches.services_core.get(&key.namespace, &name)?)))
         .collect();
-    let routed = caches.revisions.select(&key.namespace, |revision| {
-        let routes = revision.annotations().get(ROUTES_ANNOTATION);
-        routes.is_some_and(|routes| routes.split(',').any(|name| name == key.name))
-    });
+    let routed = caches.revisions_routed.get(&key.namespace, &key.name);
     let programmed = context.served_routes.holds(key, &version_of(route.as_ref()));
     Some(Observed { route, configurations, revisions, routed, placeholders, owned_placeholders, programmed })
+}
+
+/// The Configuration and the Revision that a target names.
+fn targets(target: &TrafficTarget) -> impl Iterator<Item = String> {
+    [target.configuration_name.clone(), target.revision_name.clone()].into_iter().flatten()
 }
 
 /// Brings one Route's status, placeholders and Revisions' routing state up to date.
 pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
     let Some(observed) = observe(&context, &key) else {
         context.served_routes.forget(&key);
-        context.unresolved.lock().remove(&key);
+        context.unresolved.lock().set(&key, []);
         return Ok(Outcome::Done);
     };
     let naming = resources::Naming { addresses: &context.config.addresses, settings: &context.live.get() };
     let plan = plan::plan(&observed, &naming, context.now());
-    // Whoever waits for something that does not exist yet is woken by whatever appears in the namespace.
-    if plan.resolved {
-        context.unresolved.lock().remove(&key);
-    } else {
-        context.unresolved.lock().insert(key.clone());
-    }
+    // Whoever waits for something that does not exist yet is woken by it.
+    let waits_for = observed.route.spec.traffic.iter().filter(|_| !plan.resolved).flat_map(targets);
+    context.unresolved.lock().set(&key, waits_for);
     context.writer.apply_all(observed.route.as_ref(), &plan.writes).await?;
     if let Some(next) = plan.next_step {
         context.queues.routes.add_after(key.clone(), next);
