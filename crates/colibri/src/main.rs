@@ -72,6 +72,7 @@ enum Command {
   sudo colibri bench warm --json        beside nginx in front of the same instance
   sudo colibri bench burst              100 services from zero at once
   sudo colibri bench control-plane
+  colibri bench scale --services 1000   no platform need run
   sudo colibri bench idle")]
     Bench(bench::BenchArgs),
     #[command(flatten)]
