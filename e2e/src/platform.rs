@@ -367,6 +367,24 @@ impl Platform {
         }
     }
 
+    /// Waits until `colibri logs` with those arguments holds `word`: what a program printed is read from its pipe a
+    /// moment later. Gives the log.
+    ///
+    /// # Errors
+    ///
+    /// When the command fails, or the word is not there within `limit`.
+    pub async fn wait_for_logs(&self, arguments: &[&str], word: &str, limit: Duration) -> Result<String> {
+        let (start, arguments) = (Instant::now(), [&["logs"], arguments].concat());
+        loop {
+            let logs = self.colibri(&arguments).await?.ok()?;
+            if logs.contains(word) {
+                return Ok(logs);
+            }
+            ensure!(start.elapsed() < limit, "after {limit:?} no {word:?} in:\n{logs}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Packs and loads the example server as an image, so that `hello:latest` can be used.
     ///
     /// # Errors

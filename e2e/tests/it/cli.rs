@@ -278,7 +278,7 @@ async fn logs_are_cut_as_asked_and_reach_behind_a_restart() -> Result<()> {
     };
     assert!(before.contains("listening on port 8080"), "{before}");
 
-    assert!(logs(&["--since", "1h"]).await?.ok()?.contains("listening"));
+    platform.wait_for_logs(&["talker", "--since", "1h"], "listening", SOON).await?;
     assert!(logs(&["--since-time", "2000-01-01T00:00:00Z"]).await?.ok()?.contains("listening"));
     assert_eq!(logs(&["--since-time", "2999-01-01T00:00:00Z"]).await?.ok()?, "");
     assert_eq!(logs(&["--tail", "0"]).await?.ok()?, "");

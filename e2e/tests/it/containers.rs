@@ -69,6 +69,7 @@ async fn kubectl_shows_it(platform: &Platform) -> Result<()> {
     let pod = pods.first().context("a pod")?;
     let described = platform.kubectl(&["describe", pod]).await?.ok()?;
     assert!(described.contains("user-container"), "{described}");
+    platform.wait_for_logs(&["hello"], "listening", SOON).await?;
     let logs = platform.kubectl(&["logs", pod]).await?.ok()?;
     assert!(logs.contains("listening"), "{logs}");
     Ok(())

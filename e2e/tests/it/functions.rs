@@ -85,8 +85,7 @@ async fn a_function_lives_fails_clearly_and_wakes_from_zero(language: &Language)
 
     let invoked = platform.colibri(&["invoke", "greet", "-d", "ignored"]).await?.ok()?;
     assert!(invoked.contains("version two"), "{invoked}");
-    let logs = platform.colibri(&["logs", "greet"]).await?.ok()?;
-    assert!(logs.contains("greeting"), "{logs}");
+    platform.wait_for_logs(&["greet"], "greeting", SOON).await?;
 
     // The version that never loaded keeps its pod, backing off; the one that serves goes to zero.
     let version = platform.object("function", "greet").await?["status"]["version"].clone();
