@@ -7,7 +7,7 @@ SHELL := /bin/bash
 TEST_PACKAGES := nginx-light wrk docker-registry skopeo python3 nftables curl
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo build static test test-packages lint runtimes unit e2e e2e-processes e2e-kubernetes e2e-inside chaos bench soak dist clean
+.PHONY: demo build static test test-packages lint runtimes unit e2e e2e-processes e2e-kubernetes e2e-inside chaos bench plots soak dist clean
 
 demo: build
 	$(SUDO) target/release/colibri up --demo
@@ -97,6 +97,11 @@ bench: build test-packages
 	run bench --markdown >"$$dir/page"
 	cp "$$dir/page" docs/benchmarks.md
 	cat docs/benchmarks.md
+
+# Plays the autoscaler's scenarios in virtual time, and writes docs/plots and the table of docs/autoscaling.md.
+plots:
+	cargo build --profile ci --locked --package testkit --bin plots
+	target/ci/plots docs
 
 # Many seeds of the simulation; SEEDS says how many, SEED the first.
 SEEDS ?= 10000

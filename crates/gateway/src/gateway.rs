@@ -102,10 +102,15 @@ impl Gateway {
         self.fleet.find(revision).map_or(0, |revision| revision.active())
     }
 
+    /// Instances of a revision in rotation, and its requests that wait.
+    pub fn ready_and_waiting(&self, revision: &RevisionId) -> (usize, usize) {
+        self.fleet.find(revision).map_or((0, 0), |revision| (revision.ready(), revision.waiting()))
+    }
+
     /// Requests in flight and waiting, of every revision that has any, and whether some of them wait.
     pub fn loads(&self) -> Vec<(RevisionId, usize, bool)> {
         let all = self.fleet.all().into_iter();
-        let loads = all.map(|revision| (revision.id.clone(), revision.load(), revision.has_waiting()));
+        let loads = all.map(|revision| (revision.id.clone(), revision.load(), revision.waiting() > 0));
         loads.filter(|(_, load, _)| *load > 0).collect()
     }
 

@@ -337,9 +337,14 @@ impl Revision {
         }
     }
 
-    /// Whether a request waits.
-    pub fn has_waiting(&self) -> bool {
-        self.core.lock().throttle.waiting() > 0
+    /// Requests that wait.
+    pub fn waiting(&self) -> usize {
+        self.core.lock().throttle.waiting()
+    }
+
+    /// Instances in rotation.
+    pub fn ready(&self) -> usize {
+        self.core.lock().throttle.ready()
     }
 
     /// Chooses up to `count` instances to go. Those that are out of rotation although nobody waits for them any more

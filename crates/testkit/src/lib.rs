@@ -8,6 +8,7 @@
 //! | [`wire`] | between each client and the API server: delays, refusals, lost answers, cut watches, crashes |
 //! | [`checks`] | the invariants |
 //! | [`os`] | the thread's clock and randomness |
+//! | [`plots`] | pictures of the autoscaler at work |
 //!
 //! One process runs one seed: the same seed gives the same trace, to the last line. `simulate` starts such processes.
 
@@ -18,6 +19,7 @@ pub mod images;
 pub mod network;
 pub mod nodes;
 pub mod os;
+pub mod plots;
 pub mod trace;
 pub mod traffic;
 pub mod users;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,21 @@ const EVICTION: Duration = Duration::from_secs(60);
 /// Time between two looks at a pod that ends.
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 
+/// How fast pods come up, in milliseconds: each takes a time from the range.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    /// From the binding to the address.
+    pub sandbox: Range<u64>,
+    /// From then until the container listens.
+    pub container: Range<u64>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { sandbox: 2..40, container: 10..400 }
+    }
+}
+
 /// All nodes of the world.
 pub struct Nodes {
     client: Client,
@@ -41,6 +57,7 @@ pub struct Nodes {
     wire: Arc<Wire>,
     trace: Arc<Trace>,
     dice: Dice,
+    pace: Mutex<Pace>,
     /// Whether a node is lost.
     lost: BTreeMap<String, watch::Sender<bool>>,
     pods: Mutex<BTreeMap<String, Known>>,
@@ -101,11 +118,16 @@ impl Nodes {
             set_node_ready(&client, name, true).await?;
         }
         let lost = names.iter().map(|name| ((*name).to_owned(), watch::Sender::new(false))).collect();
-        let pods = Mutex::default();
-        let nodes = Arc::new(Self { client, network, checks, wire, trace, dice, lost, pods });
+        let (pace, pods) = (Mutex::default(), Mutex::default());
+        let nodes = Arc::new(Self { client, network, checks, wire, trace, dice, pace, lost, pods });
         let this = nodes.clone();
         caches.of::<Pod>().subscribe(move |change| this.changed(change));
         Ok(nodes)
+    }
+
+    /// From now on pods come up that fast.
+    pub fn set_pace(&self, pace: Pace) {
+        *self.pace.lock() = pace;
     }
 
     /// Names of the nodes.
@@ -252,7 +274,8 @@ impl Nodes {
 
     /// From the sandbox to the last state of the pod's container.
     async fn live(&self, pod: &Pod, server: &Arc<PodServer>, node: &str, address: &mut Option<IpAddr>) {
-        sleep(self.dice.millis(2..40)).await;
+        let pace = self.pace.lock().clone();
+        sleep(self.dice.millis(pace.sandbox)).await;
         let ip = loop {
             if let Some(ip) = self.network.attach(server.clone()) {
                 break ip;
@@ -274,7 +297,7 @@ impl Nodes {
                 Fate::StartsLate(delay) => {
                     self.in_trouble(delay).await;
                 }
-                _ => sleep(self.dice.millis(10..400)).await,
+                _ => sleep(self.dice.millis(pace.container.clone())).await,
             }
             if !crashes {
                 server.listen();

@@ -60,6 +60,17 @@ pub struct Plan {
     pub sabotage: Option<Sabotage>,
     /// Where the trace is written.
     pub trace: Option<PathBuf>,
+    /// Most requests that the gateway lets wait for one Revision.
+    pub queue_limit: usize,
+    /// How long the status of a scale waits for further changes.
+    pub status_delay: Duration,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        let status_delay = serving::Config::default().status_delay;
+        Self { seed: 0, apps: 0, faults: false, sabotage: None, trace: None, queue_limit: QUEUE_LIMIT, status_delay }
+    }
 }
 
 /// A component that is broken on purpose: the invariants must see it.
@@ -102,17 +113,22 @@ pub struct Report {
 ///
 /// When the world cannot be set up.
 pub fn run(plan: &Plan) -> anyhow::Result<Report> {
-    crate::os::seed_thread(plan.seed);
+    in_virtual_time(plan.seed, live(plan))
+}
+
+/// Runs a world on this thread, which must not have run anything before, with the clock and the randomness of `seed`.
+pub(crate) fn in_virtual_time<T>(seed: u64, life: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    crate::os::seed_thread(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
-    let report = runtime.block_on(async {
+    let end = runtime.block_on(async {
         crate::os::follow_paused_clock();
-        let report = live(plan).await;
+        let end = life.await;
         crate::os::leave_paused_clock();
-        report
+        end
     });
     // What still runs would only be taken down task by task.
     std::mem::forget(runtime);
-    report
+    end
 }
 
 async fn live(plan: &Plan) -> anyhow::Result<Report> {
@@ -137,18 +153,19 @@ async fn breached(checks: &Checks) {
 }
 
 /// The parts of one seed's world.
-struct World {
+pub(crate) struct World {
     seed: u64,
-    wire: Arc<Wire>,
+    status_delay: Duration,
+    pub(crate) wire: Arc<Wire>,
     trace: Arc<Trace>,
-    checks: Arc<Checks>,
-    nodes: Arc<Nodes>,
+    pub(crate) checks: Arc<Checks>,
+    pub(crate) nodes: Arc<Nodes>,
     users: Arc<Users>,
     domains: Arc<Domains>,
     traffic: Arc<Traffic>,
-    gateway: Arc<Link>,
+    pub(crate) gateway: Arc<Link>,
     autoscaler: Arc<Late<dyn AutoscalerLink>>,
-    client: Client,
+    pub(crate) client: Client,
     baseline: BTreeSet<String>,
     controllers: Mutex<Option<Controllers>>,
 }
@@ -163,7 +180,7 @@ struct Controllers {
 }
 
 impl World {
-    async fn start(plan: &Plan, trace: Arc<Trace>) -> anyhow::Result<Arc<Self>> {
+    pub(crate) async fn start(plan: &Plan, trace: Arc<Trace>) -> anyhow::Result<Arc<Self>> {
         let seed = plan.seed;
         let server = ApiServer::open(apiserver::Config::default()).await?;
         server.add_admission(Arc::new(BuiltIn));
@@ -185,7 +202,7 @@ impl World {
         let autoscaler = Late::<dyn AutoscalerLink>::new();
         let mouthpiece = Arc::new(Mouthpiece { autoscaler: autoscaler.clone(), sabotage: plan.sabotage });
         let config = gateway::Config {
-            queue_limit: QUEUE_LIMIT,
+            queue_limit: plan.queue_limit,
             seed,
             dialer: Arc::new(Dial(network.clone())),
             ..gateway::Config::default()
@@ -199,6 +216,7 @@ impl World {
         let gateway = Arc::new(Link { gateway, sabotage: plan.sabotage });
         let mut world = Self {
             seed,
+            status_delay: plan.status_delay,
             wire,
             trace,
             checks,
@@ -223,7 +241,7 @@ impl World {
         let caches = Caches::new(self.wire.client(Role::Controllers, crashed.clone()), tasks.clone(), stop.clone());
         let registry = Registry::new(self.wire.clone(), Dice::new(self.seed, "registry"));
         let node_name = self.seed.is_multiple_of(2).then(|| "node-0".to_owned());
-        let config = serving::Config { node_name, ..serving::Config::default() };
+        let config = serving::Config { node_name, status_delay: self.status_delay, ..serving::Config::default() };
         let gateway = self.gateway.clone();
         let serving = Serving::start(config, caches.clone(), gateway, registry, tasks.clone(), stop.clone()).await;
         self.autoscaler.set(serving.clone());
@@ -459,8 +477,8 @@ fn not_settled(app: &App, object: &Value) -> Option<String> {
 }
 
 /// The gateway as the controllers see it.
-struct Link {
-    gateway: Arc<Gateway>,
+pub(crate) struct Link {
+    pub(crate) gateway: Arc<Gateway>,
     sabotage: Option<Sabotage>,
 }
 

@@ -53,6 +53,7 @@ fn one(args: &Args) -> ExitCode {
         faults: !args.calm,
         sabotage: args.sabotage,
         trace: args.trace.clone(),
+        ..Plan::default()
     };
     let start = Instant::now();
     // A thread of its own: its hash maps are seeded from the first on.

@@ -1,5 +1,7 @@
 //! Seeds of the simulation, each in a process of its own.
 
+mod plots;
+
 use std::process::{Command, Output};
 
 /// Seeds that must hold. `COLIBRI_SEEDS` and `COLIBRI_SEED` (the first) choose others; see also `make soak`.
