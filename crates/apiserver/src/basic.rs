@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::resource::{Columns, Durability, NameRule, NoRules, ResourceDef, ScalePaths, Subresource, Text};
 
 /// Group/version, plural, kind, short names, flags: `n`amespaced, `s`tatus, s`c`ale, `a`ll, `l`azy, `p`ath names,
-/// create-`o`nly.
+/// create-`o`nly, `r`ead-only.
 const KINDS: &[(&str, &str, &str, &str, &str)] = &[
     ("v1", "namespaces", "Namespace", "ns", "s"),
     ("v1", "pods", "Pod", "po", "nsa"),
@@ -48,6 +48,8 @@ const KINDS: &[(&str, &str, &str, &str, &str)] = &[
     ("authentication.k8s.io/v1", "selfsubjectreviews", "SelfSubjectReview", "", "o"),
     ("authorization.k8s.io/v1", "subjectaccessreviews", "SubjectAccessReview", "", "o"),
     ("authorization.k8s.io/v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", "", "o"),
+    ("metrics.k8s.io/v1beta1", "nodes", "NodeMetrics", "", "r"),
+    ("metrics.k8s.io/v1beta1", "pods", "PodMetrics", "", "nr"),
 ];
 
 /// The kinds of the table that `known` does not hold.
@@ -78,6 +80,8 @@ fn definition(
     let flag = |f: char| flags.contains(f);
     let verbs: Vec<Text> = if flag('o') {
         vec!["create".into()]
+    } else if flag('r') {
+        vec!["get".into(), "list".into()]
     } else {
         ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"].map(Text::from).to_vec()
     };
@@ -89,7 +93,7 @@ fn definition(
     };
     let rw = ["get", "patch", "update"];
     let mut subresources = Vec::new();
-    if *plural == "pods" {
+    if *plural == "pods" && group.is_empty() {
         subresources.push(sub("binding", "Binding", &["create"]));
         subresources.push(sub("eviction", "Eviction", &["create"]));
         subresources.push(sub("log", "Pod", &["get"]));

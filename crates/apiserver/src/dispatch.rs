@@ -176,6 +176,7 @@ impl ApiServer {
             return Err(ApiError::method_not_allowed());
         }
         let result = match verb {
+            "get" | "list" if call.served.def.group == crate::usage::GROUP => self.usage(&call).await,
             "get" => self.get(&call),
             "list" => self.list(&call),
             "watch" => return self.watch(call),

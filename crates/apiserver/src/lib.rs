@@ -41,6 +41,7 @@ mod serve;
 mod special;
 mod subresources;
 mod table;
+mod usage;
 mod verbs;
 mod version;
 mod webhooks;
@@ -211,7 +212,7 @@ impl ApiServer {
         self.extensions.write().push((prefix.into(), extension));
     }
 
-    /// Sets the node of this process, which answers for the logs of its pods.
+    /// Sets the node of this process, which answers for the logs of its pods and for what they use.
     pub fn set_kubelet(&self, kubelet: Arc<dyn client::kubelet::Kubelet>) {
         *self.kubelet.write() = Some(kubelet);
     }

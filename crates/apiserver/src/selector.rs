@@ -278,6 +278,11 @@ impl FieldSelector {
         Ok(Self(terms))
     }
 
+    /// Everything of that name.
+    pub fn of_name(name: &str) -> Self {
+        Self(vec![("metadata.name".to_owned(), true, name.to_owned())])
+    }
+
     /// Checks that the resource knows every field.
     ///
     /// # Errors

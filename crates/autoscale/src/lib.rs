@@ -1,7 +1,8 @@
-//! Knative's pod autoscaler as plain functions: what was seen in, how many pods are wanted out.
+//! Knative's pod autoscaler, and Kubernetes' horizontal one, as plain functions: what was seen in, how many pods are wanted out.
 //!
 //! - [`window`]: samples of the last seconds and their averages.
 //! - [`decide`]: how many pods a Revision wants.
+//! - [`usage`]: the same by what its pods use of processor or memory.
 //! - [`rollout`]: how traffic moves to a new Revision.
 //! - [`zero`]: when a wanted 0 becomes a real one.
 //! - [`settings`]: the ConfigMap `config-autoscaler` and the annotations of a Revision.
@@ -15,6 +16,7 @@ pub mod decide;
 mod delay;
 pub mod rollout;
 pub mod settings;
+pub mod usage;
 pub mod window;
 pub mod zero;
 

@@ -14,6 +14,7 @@ use api::serving::annotations::{self as keys, Spellings};
 
 use crate::Aggregation;
 use crate::decide::DeciderSpec;
+use crate::usage::UsageSpec;
 
 /// Least target of one pod.
 const LEAST_TARGET: f64 = 0.01;
@@ -31,6 +32,19 @@ pub enum Metric {
     Concurrency,
     /// Requests a second.
     Rps,
+}
+
+/// Who scales, and by what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// We, by traffic: Knative's own class.
+    Traffic,
+    /// We, by what the pods use: the class of the horizontal autoscaler.
+    Usage(UsageSpec),
+    /// We, by a metric that nothing here measures: its name.
+    Unmeasured(String),
+    /// Somebody else.
+    Foreign,
 }
 
 /// Whether requests can arrive at a Revision.
@@ -68,6 +82,8 @@ impl Reachability {
 /// How one Revision is scaled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scaling {
+    /// Who scales, and by what.
+    pub class: Class,
     /// What is counted.
     pub metric: Metric,
     /// How samples become one number.
@@ -110,6 +126,10 @@ impl Scaling {
         let threshold = read.number(keys::PANIC_THRESHOLD_PERCENTAGE).unwrap_or(settings.panic_threshold_percentage);
         let unreachable = reachability == Reachability::Unreachable;
         let max = read.count(keys::MAX_SCALE).unwrap_or(settings.max_scale);
+        let class = class(settings, &read);
+        // The horizontal autoscaler never scales to zero.
+        let floor = i32::from(matches!(class, Class::Usage(_) | Class::Unmeasured(_)));
+        let min = if unreachable { 0 } else { read.count(keys::MIN_SCALE).unwrap_or(settings.min_scale) };
         let decider = DeciderSpec {
             target_value,
             total_value,
@@ -123,6 +143,7 @@ impl Scaling {
             reachable: !unreachable,
         };
         Self {
+            class,
             metric,
             aggregation: match keys::value(annotations, keys::METRIC_AGGREGATION_ALGORITHM) {
                 Some("weighted-exponential" | "weightedExponential") => Aggregation::WeightedExponential,
@@ -130,7 +151,7 @@ impl Scaling {
             },
             panic_window: Duration::from_secs_f64(panic_seconds),
             decider,
-            min: if unreachable { 0 } else { read.count(keys::MIN_SCALE).unwrap_or(settings.min_scale) },
+            min: min.max(floor),
             max: if max == 0 { i32::MAX } else { max },
             initial: initial(settings, &read),
             retention: if unreachable {
@@ -153,6 +174,20 @@ impl Scaling {
     pub fn bound(&self, wanted: i32, initialized: bool) -> i32 {
         let least = if initialized { self.min } else { self.min.max(self.initial) };
         wanted.max(least).min(self.max)
+    }
+}
+
+fn class(settings: &Settings, read: &Annotations<'_>) -> Class {
+    match keys::value(read.0, keys::CLASS).unwrap_or(&settings.class) {
+        keys::CLASS_KPA => Class::Traffic,
+        keys::CLASS_HPA => {
+            let metric = keys::value(read.0, keys::METRIC).filter(|metric| !metric.is_empty());
+            match UsageSpec::new(metric, read.number(keys::TARGET), read.time(keys::WINDOW)) {
+                Some(spec) => Class::Usage(spec),
+                None => Class::Unmeasured(metric.unwrap_or_default().to_owned()),
+            }
+        }
+        _ => Class::Foreign,
     }
 }
 

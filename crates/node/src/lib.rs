@@ -1,6 +1,6 @@
 //! The node: pods' life cycle, their sandboxes, network and images.
 //!
-//! - [`Node`]: registers, watches the pods that are bound to it, answers for their logs, and shuts down;
+//! - [`Node`]: registers, watches the pods that are bound to it, answers for their logs and what they use, and shuts down;
 //! - [`pod`]: the life of one pod;
 //! - [`sandbox`]: supervisors, prepared ahead;
 //! - [`network`], [`images`]: what a sandbox is connected to and made from;
@@ -20,6 +20,7 @@ mod registration;
 pub mod runtimes;
 pub mod sandbox;
 mod services;
+mod usage;
 
 pub use config::Config;
 pub use node::{Node, NodeError};

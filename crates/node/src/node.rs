@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::images::{ImageError, ImageResolver, RegistryAuth};
-use client::kubelet::{Kubelet, KubeletError, LogOptions, LogStream};
+use client::kubelet::{Kubelet, KubeletError, LogOptions, LogStream, PodReference, Summary};
 use client::{Caches, Change};
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
@@ -30,11 +30,12 @@ use crate::pod::env::Own;
 use crate::pod::past::{self, Now};
 use crate::pod::prepare::Supplies;
 use crate::pod::status::{self, Addresses};
-use crate::pod::worker::{Shared, Wish, Worker};
+use crate::pod::worker::{Shared, SharedPlace, Wish, Worker};
 use crate::pod::{spec, worker};
 use crate::registration::{self, Facts};
 use crate::sandbox::found::{self, Found};
 use crate::sandbox::{PodNetwork, SandboxConfig, SandboxError, Sandboxes};
+use crate::usage::{Measured, Meter};
 
 /// Time for the workers beyond the pods' own grace when the node shuts down.
 const SHUTDOWN_SLACK: Duration = Duration::from_secs(10);
@@ -61,6 +62,7 @@ struct Running {
     name: String,
     wishes: watch::Sender<Wish>,
     logs: Arc<LogDir>,
+    place: SharedPlace,
 }
 
 impl Running {
@@ -80,6 +82,7 @@ pub struct Node {
     waiting: Mutex<BTreeMap<String, Arc<Pod>>>,
     /// What an earlier node left of pods, by uid, until their objects are seen.
     found: Mutex<HashMap<String, Found>>,
+    meter: Arc<Meter>,
     workers: TaskTracker,
     stop: CancellationToken,
 }
@@ -112,6 +115,7 @@ impl Node {
         match made {
             Ok(node) => {
                 node.take_over(&caches).await;
+                node.start_meter(&tasks);
                 crate::services::start(&network, &caches, &tasks, &stop);
                 Ok(node)
             }
@@ -164,6 +168,7 @@ impl Node {
             pods: Mutex::default(),
             waiting: Mutex::default(),
             found: Mutex::new(found.into_iter().map(|found| (found.uid.clone(), found)).collect()),
+            meter: Arc::default(),
             workers: TaskTracker::new(),
             stop: stop.clone(),
         }))
@@ -194,6 +199,24 @@ impl Node {
             futures::future::join_all(removals).await;
         });
         remove_old_logs(&self.config.data_dir.join("logs"), &logs);
+    }
+
+    fn start_meter(self: &Arc<Self>, tasks: &TaskTracker) {
+        let (meter, sandboxes) = (self.meter.clone(), self.shared.sandboxes.clone());
+        let (name, node, stop) = (self.config.name.clone(), Arc::downgrade(self), self.stop.clone());
+        let pods = move || node.upgrade().map(|node| node.measured()).unwrap_or_default();
+        tasks.spawn(async move { meter.run(name, sandboxes, pods, stop).await });
+    }
+
+    /// The pods that run here, and where.
+    fn measured(&self) -> Vec<Measured> {
+        let pods = self.pods.lock();
+        let placed = pods.iter().filter_map(|(uid, running)| {
+            let place = running.place.lock().clone()?;
+            let (namespace, name) = (running.namespace.clone(), running.name.clone());
+            Some(Measured { pod: PodReference { name, namespace, uid: uid.clone() }, place })
+        });
+        placed.collect()
     }
 
     /// Tells the API server of the pods that ran once and have no sandbox any more, so that nobody sends them a request
@@ -299,8 +322,9 @@ impl Node {
         let name = pod.metadata.name.clone().unwrap_or_default();
         let logs = LogDir::open(self.config.data_dir.join("logs").join(format!("{namespace}_{name}_{uid}")));
         let (wishes, receiver) = watch::channel(Wish::Pod(pod.clone()));
-        let worker = Worker::new(self.shared.clone(), pod.clone(), found, receiver, logs.clone());
-        pods.insert(uid.clone(), Running { namespace, name, wishes, logs });
+        let place = SharedPlace::default();
+        let worker = Worker::new(self.shared.clone(), pod.clone(), found, receiver, logs.clone(), place.clone());
+        pods.insert(uid.clone(), Running { namespace, name, wishes, logs, place });
         let node = self.clone();
         self.workers.spawn(async move {
             worker.run().await;
@@ -496,6 +520,10 @@ impl Kubelet for Node {
             };
             logs.read(&container, &options)
         })
+    }
+
+    fn usage(&self) -> Summary {
+        Summary::clone(&self.meter.latest())
     }
 }
 

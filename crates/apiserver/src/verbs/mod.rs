@@ -9,7 +9,8 @@ mod update;
 mod watch;
 
 pub(crate) use delete::DeleteOptions;
-pub(crate) use render::{partial, respond_value};
+pub(crate) use list::Filter;
+pub(crate) use render::{include, partial, respond_value};
 pub(crate) use update::Style;
 
 use std::sync::Arc;

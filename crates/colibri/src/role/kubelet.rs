@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /healthz` | `ok` |
 //! | `GET /containerLogs/NAMESPACE/POD/CONTAINER` | the log; the query is that of `pods/log` |
+//! | `GET /stats/summary` | what the machine and its pods use |
 //! | `/colibri/v1/...` | see [`crate::extensions`] |
 //!
 //! A client must have a certificate of the trusted authority. One of the group `system:masters` may do everything;
@@ -63,8 +64,11 @@ impl KubeletServer {
                 let options = options(container, request.uri().query().unwrap_or_default());
                 self.logs(namespace, pod, options).await
             }
+            (Method::GET, ["stats", "summary"]) => {
+                body::json(StatusCode::OK, &serde_json::to_value(self.node.usage()).unwrap_or_default())
+            }
             (_, ["colibri", "v1", ..]) => extensions::answer(&self.node.images(), request).await,
-            _ => text(StatusCode::NOT_FOUND, "there are /healthz, /containerLogs and /colibri/v1"),
+            _ => text(StatusCode::NOT_FOUND, "there are /healthz, /containerLogs, /stats/summary and /colibri/v1"),
         }
     }
 

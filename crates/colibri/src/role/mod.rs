@@ -6,6 +6,7 @@
 //! | Question | in one process | between processes |
 //! |---|---|---|
 //! | a container's log | `set_kubelet` | API server -> node, `/containerLogs/NAMESPACE/POD/CONTAINER` |
+//! | what pods and nodes use | `set_kubelet` | API server -> node, `/stats/summary` |
 //! | uploads of images and code | [`crate::extensions`] | CLI -> API server -> each node, the same paths |
 //! | an image's digest | `ImageResolver` of the node | controller -> API server -> node ([`stores`]), else the registry |
 //! | a function's code | `CodeStore` of the node | controller -> API server -> node ([`stores`]) |

@@ -55,6 +55,8 @@ fn controller() -> Account {
             rule("", &["nodes"], &["list", "watch"]),
             // Images and code that were uploaded to them.
             rule("", &["nodes/proxy"], &["get", "create"]),
+            // What pods use, for those that are scaled by it.
+            rule("metrics.k8s.io", &["pods"], &["list"]),
             // Credentials for registries.
             rule("", &["secrets"], &["get"]),
         ],

@@ -69,6 +69,18 @@ enum Next {
     Leave,
 }
 
+/// Where a pod runs, for those who measure it.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// Name of its sandbox.
+    pub sandbox: String,
+    /// The running containers, and the process id of each on the host.
+    pub containers: BTreeMap<String, u32>,
+}
+
+/// The place of one pod; `None` while it has no sandbox.
+pub type SharedPlace = Arc<Mutex<Option<Place>>>;
+
 enum Inbound {
     Machine(Event),
     /// The number is that of the sandbox it was prepared for.
@@ -96,6 +108,7 @@ pub struct Worker {
     pod: Arc<Pod>,
     wishes: watch::Receiver<Wish>,
     logs: Arc<LogDir>,
+    place: SharedPlace,
     machine: Machine,
     found: Option<Found>,
     sandbox: Option<Sandbox>,
@@ -125,6 +138,7 @@ impl Worker {
         found: Option<Found>,
         wishes: watch::Receiver<Wish>,
         logs: Arc<LogDir>,
+        place: SharedPlace,
     ) -> Self {
         let (outbox, inbox) = mpsc::channel(INBOX);
         let now = Now::get();
@@ -139,6 +153,7 @@ impl Worker {
             pod,
             wishes,
             logs,
+            place,
             machine,
             found,
             sandbox: None,
@@ -188,15 +203,34 @@ impl Worker {
     fn adopt(&mut self) {
         let Some(Found { sandbox, state, .. }) = self.found.take() else { return };
         info!(sandbox = sandbox.name, containers = state.containers.len(), "took over a pod that runs");
-        self.address = sandbox.address.to_string();
-        self.sandbox = Some(sandbox);
+        self.enter(sandbox);
         for (name, container) in state.containers {
             if matches!(container.stage, Stage::Starting | Stage::Running { .. }) {
                 self.logs.began(&name, container.run);
             }
-            if matches!(container.stage, Stage::Running { .. }) {
+            if let Stage::Running { pid, .. } = container.stage {
+                self.runs(&name, pid);
                 self.start_probes(&name);
             }
+        }
+    }
+
+    fn enter(&mut self, sandbox: Sandbox) {
+        self.address = sandbox.address.to_string();
+        *self.place.lock() = Some(Place { sandbox: sandbox.name.clone(), containers: BTreeMap::new() });
+        self.sandbox = Some(sandbox);
+    }
+
+    async fn destroy_sandbox(&mut self) {
+        *self.place.lock() = None;
+        if let Some(sandbox) = self.sandbox.take() {
+            self.shared.sandboxes.destroy(sandbox).await;
+        }
+    }
+
+    fn runs(&self, container: &str, pid: u32) {
+        if let Some(place) = &mut *self.place.lock() {
+            place.containers.insert(container.to_owned(), pid);
         }
     }
 
@@ -211,8 +245,7 @@ impl Worker {
             }
             match self.shared.sandboxes.take(&uid).await {
                 Ok(sandbox) => {
-                    self.address = sandbox.address.to_string();
-                    self.sandbox = Some(sandbox);
+                    self.enter(sandbox);
                     return Next::Stay;
                 }
                 Err(error) => {
@@ -329,9 +362,7 @@ impl Worker {
             self.address.clear();
             self.publish(true);
         }
-        if let Some(sandbox) = self.sandbox.take() {
-            self.shared.sandboxes.destroy(sandbox).await;
-        }
+        self.destroy_sandbox().await;
         let next = if again { self.take_sandbox().await } else { Next::Stay };
         if matches!(next, Next::Stay) {
             self.step(Event::Look).await;
@@ -343,7 +374,8 @@ impl Worker {
         let now = Timestamp::now();
         match said {
             Said::State(_) => {}
-            Said::Started { container, started_ms, .. } => {
+            Said::Started { container, pid, started_ms, .. } => {
+                self.runs(&container, pid);
                 let at = Timestamp::from_millisecond(started_ms).unwrap_or(now);
                 self.step(Event::Started { name: container, at }).await;
             }
@@ -356,6 +388,9 @@ impl Worker {
                 info!(container, code = exit.code, oom_killed = exit.oom_killed, "container ended");
                 self.stop_probes(&container);
                 self.logs.ended(&container);
+                if let Some(place) = &mut *self.place.lock() {
+                    place.containers.remove(&container);
+                }
                 self.step(Event::Exited { name: container, exit }).await;
             }
             Said::ExecDone { id, code, .. } => {
@@ -545,9 +580,7 @@ impl Worker {
         if self.machine.finished && !self.gone {
             self.publish(true);
         }
-        if let Some(sandbox) = self.sandbox.take() {
-            self.shared.sandboxes.destroy(sandbox).await;
-        }
+        self.destroy_sandbox().await;
         // A pod that ended by itself stays until it is deleted.
         while !self.gone {
             match self.next() {

@@ -12,6 +12,8 @@ use super::{SandboxError, Step};
 
 /// What limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// On version 1 the used processor time is another controller's.
+const ACCOUNTING: &str = "cpuacct";
 
 /// Mount points of the hierarchies: version 1 by controller, and version 2.
 fn hierarchies(mountinfo: &str) -> (BTreeMap<String, PathBuf>, Option<PathBuf>) {
@@ -24,7 +26,8 @@ fn hierarchies(mountinfo: &str) -> (BTreeMap<String, PathBuf>, Option<PathBuf>) 
             Some("cgroup2") if v2.is_none() => v2 = Some(PathBuf::from(at)),
             Some("cgroup") => {
                 let options = source.nth(1).unwrap_or_default();
-                for controller in options.split(',').filter(|option| CONTROLLERS.contains(option)) {
+                let known = |option: &&str| CONTROLLERS.contains(option) || *option == ACCOUNTING;
+                for controller in options.split(',').filter(known) {
                     v1.entry(controller.to_string()).or_insert_with(|| PathBuf::from(at));
                 }
             }
@@ -42,7 +45,7 @@ pub fn make(name: &str) -> Result<CgroupBase, SandboxError> {
         let present = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
         present.split_whitespace().any(|controller| CONTROLLERS.contains(&controller))
     });
-    if v1.is_empty() && v2.is_none() {
+    if !v1.keys().any(|controller| controller != ACCOUNTING) && v2.is_none() {
         return Err(SandboxError::NoCgroups);
     }
     let base = CgroupBase {
@@ -128,8 +131,8 @@ mod tests {
              32 25 0:28 / /sys/fs/cgroup/memory rw - cgroup none rw,memory\n\
              33 25 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
              34 25 0:30 / /sys/fs/cgroup/systemd rw - cgroup none rw,name=systemd",
-            "{\"cpu\": \"/sys/fs/cgroup/cpu,cpuacct\", \"memory\": \"/sys/fs/cgroup/memory\"} \
-             Some(\"/sys/fs/cgroup/unified\")",
+            "{\"cpu\": \"/sys/fs/cgroup/cpu,cpuacct\", \"cpuacct\": \"/sys/fs/cgroup/cpu,cpuacct\", \
+             \"memory\": \"/sys/fs/cgroup/memory\"} Some(\"/sys/fs/cgroup/unified\")",
         );
         check("nonsense", "{} None");
     }

@@ -10,6 +10,7 @@ mod link;
 mod pool;
 mod process;
 mod program;
+mod usage;
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -19,6 +20,7 @@ use futures::future::BoxFuture;
 
 pub use link::Link;
 pub use pool::{Sandbox, Sandboxes};
+pub use usage::Counters;
 
 /// How sandboxes are made.
 #[derive(Clone, Debug)]

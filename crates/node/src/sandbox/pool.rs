@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 
 use super::process::Process;
 use super::program::Program;
-use super::{Link, PodNetwork, SandboxConfig, SandboxError, Step, cgroups, found};
+use super::{Counters, Link, PodNetwork, SandboxConfig, SandboxError, Step, cgroups, found, usage};
 
 /// Time for a supervisor to make its sandbox.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -117,6 +117,12 @@ impl Sandboxes {
                 return Err(SandboxError::Supervisor(error.to_string()));
             }
         }
+    }
+
+    /// What the container whose first process is `pid` has used in that sandbox, and the name of its cgroup there, which
+    /// no other run of a container has. `None` once it has ended.
+    pub fn usage(&self, sandbox: &str, pid: u32) -> Option<(String, Counters)> {
+        usage::of_process(&self.cgroups, sandbox, pid)
     }
 
     /// How many are prepared.
