@@ -299,7 +299,8 @@ mod tests {
         let never_ready = PodSeen { ready: Some((false, seconds(890))), ..pod(4000) };
         let unready_now = PodSeen { ready: Some((false, seconds(10))), ..pod(1600) };
         let unasked = PodSeen { cpu_request: None, ..pod(10) };
-        let rows: Vec<(&str, Target, Vec<PodSeen>, Result<i32, Silent>)> = vec![
+        type Row = (&'static str, Target, Vec<PodSeen>, Result<i32, Silent>);
+        let rows: Vec<Row> = vec![
             ("at the target", CPU, vec![pod(800)], Ok(1)),
             ("within the tolerance", CPU, vec![pod(880), pod(720)], Ok(2)),
             ("just beyond it", CPU, vec![pod(890)], Ok(2)),

@@ -121,6 +121,7 @@ fn run(context: &Arc<Context>) {
     workers(context, "revision", &queues.revisions, revision::reconcile);
     workers(context, "autoscaler", &queues.autoscalers, autoscaler::reconcile);
     workers(context, "instances", &queues.instances, instances::reconcile);
+    context.tasks.spawn(autoscaler::usage::follow(context.clone()));
 }
 
 fn workers<F>(

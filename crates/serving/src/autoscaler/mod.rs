@@ -5,17 +5,19 @@
 //! - Statistics go into the windows as they come; decisions follow every 2 s, and at the second in which the last
 //!   traffic leaves the window.
 //! - A Revision at rest, at zero or at its least scale, has no timer.
+//! - A Revision of the class `hpa` is decided by what its pods use, whenever [`usage`] was read anew.
 //! - The status is written after the pods were asked for, and changes that follow each other closely as one.
 
 mod scaler;
 mod status;
+pub(crate) mod usage;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::autoscaling::{PodAutoscaler, PodAutoscalerStatus};
-use autoscale::settings::Reachability;
+use autoscale::settings::{Class, Reachability};
 use autoscale::{Scaling, Settings};
 use client::ObjectKey;
 use client::link::Stat;
@@ -49,6 +51,7 @@ pub(crate) struct Autoscaler {
     entries: Mutex<HashMap<ObjectKey, Entry>>,
     /// Pokes that came before their PodAutoscaler.
     early: Mutex<HashSet<ObjectKey>>,
+    usage: usage::UsageFeed,
 }
 
 struct Entry {
@@ -60,13 +63,21 @@ struct Entry {
     told: Option<(status::Seen, Option<String>)>,
     /// The status that was written last, and the version it was written over.
     written: Option<(Option<String>, PodAutoscalerStatus)>,
+    /// The reading of [`usage`] that was decided by last.
+    reading: u64,
     /// Since when the status differs from what is written.
     dirty_since: Option<Duration>,
 }
 
 impl Default for Autoscaler {
     fn default() -> Self {
-        Self { origin: Instant::now(), settings: RwLock::default(), entries: Mutex::default(), early: Mutex::default() }
+        Self {
+            origin: Instant::now(),
+            settings: RwLock::default(),
+            entries: Mutex::default(),
+            early: Mutex::default(),
+            usage: usage::UsageFeed::default(),
+        }
     }
 }
 
@@ -83,6 +94,19 @@ impl Autoscaler {
     /// Most pods of a Revision; `None` while it has no scaler.
     pub(crate) fn limit(&self, key: &ObjectKey) -> Option<i32> {
         self.entries.lock().get(key).map(|entry| entry.scaler.limit())
+    }
+
+    fn is_by_usage(&self, key: &ObjectKey) -> bool {
+        self.entries.lock().get(key).is_some_and(|entry| entry.scaler.by_usage())
+    }
+
+    /// The Revisions that what their pods use decides about, in order.
+    fn scaled_by_usage(&self) -> Vec<ObjectKey> {
+        let entries = self.entries.lock();
+        let mut keys: Vec<ObjectKey> =
+            entries.iter().filter(|(_, entry)| entry.scaler.by_usage()).map(|(key, _)| key.clone()).collect();
+        keys.sort();
+        keys
     }
 
     /// Takes over the ConfigMap `config-autoscaler`.
@@ -176,6 +200,7 @@ fn evaluate(context: &Context, key: &ObjectKey, autoscaler: &PodAutoscaler) -> E
     let poked = this.early.lock().remove(key);
     // Asked before any lock of ours is taken: the gateway calls us under its own.
     let load = context.gateway.load(&revision_id(key));
+    let pods = this.is_by_usage(key).then(|| context.instances.staying(key));
     let now = this.now();
 
     let uid = autoscaler.uid().unwrap_or_default();
@@ -185,7 +210,8 @@ fn evaluate(context: &Context, key: &ObjectKey, autoscaler: &PodAutoscaler) -> E
     if fresh {
         let restored = status::restored(autoscaler.status.as_ref(), context.now());
         let scaler = Scaler::new(scaling(), restored, counts, limit, now);
-        let entry = Entry { uid, scaler, basis: basis.clone(), told: None, written: None, dirty_since: None };
+        let entry =
+            Entry { uid, scaler, basis: basis.clone(), told: None, written: None, reading: 0, dirty_since: None };
         entries.insert(key.clone(), entry);
         changed = true;
     }
@@ -199,6 +225,14 @@ fn evaluate(context: &Context, key: &ObjectKey, autoscaler: &PodAutoscaler) -> E
         entry.scaler.poke(now);
     }
     entry.scaler.burst(load, now);
+    if entry.scaler.by_usage() {
+        this.usage.want();
+        if let (Some(pods), Some(reading)) = (pods, this.usage.after(entry.reading)) {
+            entry.reading = reading.number();
+            let seen = reading.see(&pods, context.now());
+            entry.scaler.measure(seen.as_deref().map_err(|why| *why), now);
+        }
+    }
     let evaluation = entry.scaler.evaluate(counts, now);
     changed |= evaluation.changed;
     let (write, due) = status_write(context, entry, autoscaler, counts, now);
@@ -214,11 +248,16 @@ fn status_write(
     counts: Counts,
     now: Duration,
 ) -> (Option<Write>, Option<Duration>) {
+    // Another autoscaler's status says how many pods it wants.
+    if entry.scaler.is_foreign() {
+        return (None, None);
+    }
     let seen = status::Seen {
         counts,
         desired: entry.scaler.desired_scale(),
         activity: entry.scaler.activity(),
         initialized: entry.scaler.initialized(),
+        advice: entry.scaler.advice().cloned(),
     };
     let version = &autoscaler.metadata.resource_version;
     if entry.told.as_ref().is_some_and(|(told, over)| *told == seen && over == version) {
@@ -250,5 +289,11 @@ fn scaling(settings: &Settings, autoscaler: &PodAutoscaler) -> Scaling {
     let spec = &autoscaler.spec;
     let reachability = Reachability::parse(spec.reachability.as_deref());
     let limit = spec.container_concurrency.unwrap_or_default();
-    Scaling::resolve(settings, autoscaler.annotations(), limit, reachability)
+    let scaling = Scaling::resolve(settings, autoscaler.annotations(), limit, reachability);
+    if scaling.class != Class::Foreign {
+        return scaling;
+    }
+    let told = autoscaler.status.as_ref().and_then(|status| status.desired_scale).filter(|desired| *desired >= 0);
+    let pods = told.unwrap_or(scaling.initial.max(scaling.min));
+    Scaling { min: pods, max: pods, ..scaling }
 }

@@ -1,8 +1,10 @@
 //! One Revision's scale: windows, decider and way to zero put together. Pure: the caller tells the time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use autoscale::settings::Metric;
+use autoscale::settings::{Class, Metric};
+use autoscale::usage::{self, PodSeen, Silent, UsageState};
 use autoscale::zero::{Activity, Scale, Wish};
 use autoscale::{DeciderState, Observed, Scaling, Window, decide};
 
@@ -35,6 +37,20 @@ impl Restored {
     }
 }
 
+/// What came of the last try to decide by what the pods use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Advice {
+    /// The number of pods is right by it.
+    Given,
+    /// Why there is none.
+    Missing {
+        /// A word for it.
+        reason: &'static str,
+        /// Cause and cure.
+        message: Arc<str>,
+    },
+}
+
 /// The scale of one Revision.
 #[derive(Clone, Debug)]
 pub(super) struct Scaler {
@@ -42,6 +58,9 @@ pub(super) struct Scaler {
     stable: Window,
     panic: Window,
     decider: DeciderState,
+    usage: UsageState,
+    /// What came of the last try to decide by use; `None` where nothing was tried.
+    advice: Option<Advice>,
     activity: Activity,
     initialized: bool,
     /// The decider's last word.
@@ -76,12 +95,14 @@ impl Scaler {
         let wanted = scaling.bound(0, restored.initialized);
         let threshold = scaling.active_threshold(restored.initialized);
         let fresh = Activity::start(counts.ready, threshold, wanted.max(counts.present), now);
-        Self {
+        let mut this = Self {
             stable: Window::new(scaling.decider.stable_window, scaling.aggregation),
             panic: Window::new(scaling.panic_window, scaling.aggregation),
             decider: DeciderState::new(&scaling.decider, counts.ready, now),
             activity: restored.activity(fresh, now),
             initialized: restored.initialized,
+            usage: UsageState::new(counts.present.max(wanted), now),
+            advice: None,
             decided: 0,
             decide_at: now,
             pods: counts.present.max(wanted),
@@ -89,6 +110,23 @@ impl Scaler {
             activation_limit,
             rests: false,
             scaling,
+        };
+        this.start_class(now);
+        this
+    }
+
+    /// What the class of the scaling calls for before anything was measured: a restart drops no pods.
+    fn start_class(&mut self, now: Duration) {
+        self.usage = UsageState::new(self.pods, now);
+        self.advice = match &self.scaling.class {
+            Class::Unmeasured(metric) => Some(Advice::Missing {
+                reason: "InvalidMetricSourceType",
+                message: format!("the metric {metric:?} is measured by nobody here: use cpu or memory").into(),
+            }),
+            _ => None,
+        };
+        if !matches!(self.scaling.class, Class::Traffic) {
+            self.decided = self.pods;
         }
     }
 
@@ -113,12 +151,64 @@ impl Scaler {
         {
             self.panic = Window::new(scaling.panic_window, scaling.aggregation);
         }
+        let changes = self.scaling.class != scaling.class;
         self.scaling = scaling;
         self.decide_at = now;
+        if changes {
+            self.start_class(now);
+        }
+    }
+
+    fn by_traffic(&self) -> bool {
+        self.scaling.class == Class::Traffic
+    }
+
+    /// Whether what the pods use decides.
+    pub(super) fn by_usage(&self) -> bool {
+        matches!(self.scaling.class, Class::Usage(_))
+    }
+
+    /// Whether another autoscaler decides.
+    pub(super) fn is_foreign(&self) -> bool {
+        self.scaling.class == Class::Foreign
+    }
+
+    /// Decides by what the pods use; an error says why nobody knows it.
+    pub(super) fn measure(&mut self, seen: Result<&[PodSeen], &str>, now: Duration) {
+        let Class::Usage(spec) = &self.scaling.class else { return };
+        let missing = |reason, message: &str| Some(Advice::Missing { reason, message: message.into() });
+        let recommended = match seen.map(|pods| usage::recommend(spec.target, pods, self.pods)) {
+            Ok(Ok(recommended)) => {
+                self.advice = Some(Advice::Given);
+                recommended
+            }
+            // As it is with every pod at its start.
+            Ok(Err(Silent::Unmeasured)) => self.pods,
+            Ok(Err(silent)) => {
+                let message =
+                    format!("{silent}: set resources.requests.cpu, or revision-cpu-request in config-defaults");
+                self.advice = missing("FailedGetResourceMetric", &message);
+                self.pods
+            }
+            Err(why) => {
+                self.advice = missing("FailedGetResourceMetric", why);
+                self.pods
+            }
+        };
+        let bounds = (self.scaling.bound(0, self.initialized), self.scaling.max);
+        self.decided = self.usage.decide(spec, bounds, self.pods, recommended, now);
+    }
+
+    /// What came of the last try to decide by what the pods use.
+    pub(super) fn advice(&self) -> Option<&Advice> {
+        self.advice.as_ref()
     }
 
     /// One second's report; whether it needs a decision before the next tick.
     pub(super) fn record(&mut self, concurrency: f64, requests: f64, now: Duration) -> bool {
+        if !self.by_traffic() {
+            return false;
+        }
         let value = match self.scaling.metric {
             Metric::Concurrency => concurrency,
             Metric::Rps => requests,
@@ -130,7 +220,7 @@ impl Scaler {
 
     /// A request waits and nothing can take it; whether this asks for pods that nobody has asked for yet.
     pub(super) fn poke(&mut self, now: Duration) -> bool {
-        if self.pods > 0 && self.decided > 0 {
+        if !self.by_traffic() || (self.pods > 0 && self.decided > 0) {
             return false;
         }
         self.advance += 1.0;
@@ -142,7 +232,7 @@ impl Scaler {
     /// The gateway's load at this moment, while no pod is ready: what waits is known before the second ends.
     pub(super) fn burst(&mut self, load: usize, now: Duration) {
         let unseen = load as f64 - self.advance;
-        if self.scaling.metric == Metric::Concurrency && unseen > 0.0 && self.is_activating() {
+        if self.by_traffic() && self.scaling.metric == Metric::Concurrency && unseen > 0.0 && self.is_activating() {
             self.advance += unseen;
             self.add(unseen, now);
             self.decide_at = now;
@@ -156,7 +246,7 @@ impl Scaler {
 
     /// Pods to run at `now`.
     pub(super) fn evaluate(&mut self, counts: Counts, now: Duration) -> Evaluation {
-        if now >= self.decide_at {
+        if self.by_traffic() && now >= self.decide_at {
             self.decide(counts, now);
         }
         if !self.initialized && counts.ready >= self.scaling.active_threshold(false) {
@@ -192,7 +282,7 @@ impl Scaler {
     fn again(&mut self, counts: Counts, scale: Scale, now: Duration) -> Option<Duration> {
         // Without traffic, and with the pods that it keeps even then, each tick would say the same.
         self.rests = self.decided == 0 && counts.present == scale.pods && self.stable.average(now) == 0.0;
-        if self.rests {
+        if self.rests || !self.by_traffic() {
             return scale.again;
         }
         Some(scale.again.map_or(self.decide_at, |again| again.min(self.decide_at)))

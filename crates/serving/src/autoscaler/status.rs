@@ -7,11 +7,13 @@ use api::conditions::{ConditionStatus, Conditions};
 use autoscale::zero::Activity;
 use jiff::Timestamp;
 
-use super::scaler::Restored;
+use super::scaler::{Advice, Restored};
 use crate::instances::Counts;
 
 const ACTIVE: &str = "Active";
 const SCALE_TARGET_INITIALIZED: &str = "ScaleTargetInitialized";
+/// Whether what the pods use is known, where it decides. The name and the reasons are the horizontal autoscaler's.
+const SCALING_ACTIVE: &str = "ScalingActive";
 
 /// Reason of an activation that took too long.
 const TIMED_OUT: &str = "TimedOut";
@@ -33,12 +35,13 @@ pub(super) fn restored(status: Option<&PodAutoscalerStatus>, now: Timestamp) -> 
 }
 
 /// What the status tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) counts: Counts,
     pub(super) desired: i32,
     pub(super) activity: Activity,
     pub(super) initialized: bool,
+    pub(super) advice: Option<Advice>,
 }
 
 /// The status that `seen` calls for in that generation, going on from the present one.
@@ -67,6 +70,11 @@ pub(super) fn status(
         Activity::Inactive { timed_out: false, .. } => {
             conditions.mark_false(ACTIVE, "NoTraffic", "The target is not receiving traffic.");
         }
+    }
+    match &seen.advice {
+        Some(Advice::Given) => conditions.mark_true(SCALING_ACTIVE),
+        Some(Advice::Missing { reason, message }) => conditions.mark_false(SCALING_ACTIVE, reason, message),
+        None => {}
     }
     status.conditions = conditions.into_list();
     status.desired_scale = Some(seen.desired);

@@ -119,6 +119,11 @@ impl Instances {
         self.0.lock().get(key).map(|entry| entry.pods.values().cloned().collect()).unwrap_or_default()
     }
 
+    /// The pods of a Revision that are not on their way out.
+    pub(crate) fn staying(&self, key: &ObjectKey) -> Vec<Arc<Pod>> {
+        self.0.lock().get(key).map(|entry| entry.staying().cloned().collect()).unwrap_or_default()
+    }
+
     /// Why the API server refused the last pod.
     pub(crate) fn refusal(&self, key: &ObjectKey) -> Option<String> {
         self.0.lock().get(key).and_then(|entry| entry.refused.clone())

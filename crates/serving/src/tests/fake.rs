@@ -19,6 +19,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+const METRICS: &str = "/apis/metrics.k8s.io/v1beta1/pods";
+
 type Chunk = Result<http_body::Frame<Bytes>, Infallible>;
 type Answer = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>>;
 
@@ -45,6 +47,8 @@ struct State {
     no_pods: bool,
     /// Kind whose watches say nothing at present.
     held: Option<String>,
+    /// Thousandths of a core that each pod uses; `None` where `metrics.k8s.io` is not served.
+    used: Option<u64>,
 }
 
 /// What new pods do.
@@ -128,6 +132,11 @@ impl Api {
         self.state.lock().no_pods = refuse;
     }
 
+    /// From now on `metrics.k8s.io` is served, and each pod uses so many thousandths of a core.
+    pub(super) fn use_cpu(&self, millis: u64) {
+        self.state.lock().used = Some(millis);
+    }
+
     /// Writes since the last call.
     pub(super) fn take_writes(&self) -> Vec<String> {
         std::mem::take(&mut self.state.lock().writes)
@@ -158,6 +167,13 @@ impl Api {
         }
     }
 
+    /// Replaces an object's status.
+    pub(super) fn put_status(&self, kind: &str, object: Value) {
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let place = Place { kind: kind.to_owned(), namespace: "default".to_owned(), name };
+        self.state.lock().replace(&place, object, true).unwrap();
+    }
+
     fn handle(&self, method: &Method, uri: &http::Uri, body: &[u8]) -> Answer {
         let query = uri.query().unwrap_or_default();
         let (place, status) = parse(uri.path());
@@ -175,6 +191,7 @@ impl Api {
             return answer(Err((500, "InternalError")));
         }
         let result = match *method {
+            Method::GET if place.kind == METRICS => state.metrics().ok_or((404, "NotFound")),
             Method::GET if place.name.is_empty() => Ok(state.list(&place.kind)),
             Method::GET => state.objects.get(&place).cloned().ok_or((404, "NotFound")),
             Method::POST => {
@@ -213,6 +230,18 @@ impl State {
     fn injected_failure(&mut self) -> Option<(u16, &'static str)> {
         self.attempts += 1;
         (self.fail_every > 0 && self.attempts.is_multiple_of(self.fail_every)).then_some((500, "InternalError"))
+    }
+
+    fn metrics(&self) -> Option<Value> {
+        let cpu = format!("{}m", self.used?);
+        let pods = self.objects.keys().filter(|place| place.kind == "/api/v1/pods");
+        let items = pods.map(|pod| {
+            json!({
+                "metadata": {"name": pod.name, "namespace": pod.namespace}, "timestamp": super::now(), "window": "5s",
+                "containers": [{"name": "user-container", "usage": {"cpu": cpu, "memory": "1Mi"}}],
+            })
+        });
+        Some(json!({"items": items.collect::<Vec<_>>()}))
     }
 
     fn list(&self, kind: &str) -> Value {
@@ -316,8 +345,8 @@ async fn run_pod(api: Api, place: Place) {
     let pods = *api.pods.lock();
     tokio::time::sleep(Duration::from_millis(20)).await;
     let status = match pods {
-        Pods::Start => json!({ "phase": "Running", "podIP": "10.0.0.1",
-            "conditions": [{ "type": "Ready", "status": "True" }] }),
+        Pods::Start => json!({ "phase": "Running", "podIP": "10.0.0.1", "startTime": super::now(),
+            "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": super::now() }] }),
         Pods::Hang => json!({ "phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{
             "name": "user-container", "ready": false, "restartCount": 0, "image": "", "imageID": "",
             "state": { "running": {} } }] }),

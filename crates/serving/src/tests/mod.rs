@@ -1,6 +1,7 @@
 //! The controllers together, over an API server in memory and on a paused clock.
 
 mod fake;
+mod usage;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
