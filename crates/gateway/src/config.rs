@@ -32,8 +32,6 @@ pub struct Config {
     pub idle_connection_timeout: Duration,
     /// How often one request is tried on instances that cannot be reached. Default 8.
     pub attempts: u32,
-    /// Whether the header `Knative-Serving-Tag` picks a tagged target. Default true.
-    pub tag_header: bool,
     /// Whether responses carry `Server-Timing`. Default true.
     pub server_timing: bool,
     /// Opens the connections to instances. Default TCP.
@@ -57,7 +55,6 @@ impl Default for Config {
             idle_connections: 64,
             idle_connection_timeout: Duration::from_secs(60),
             attempts: 8,
-            tag_header: true,
             server_timing: true,
             dialer: Arc::new(Tcp),
             seed: 0,

@@ -4,12 +4,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use api::config;
+use api::config::Flag;
 use api::serving::annotations::{REVISION_LABEL, TARGET_ANNOTATION};
 use api::serving::domain::{ClusterDomainClaim, DomainMapping};
 use api::serving::{Revision as RevisionObject, Route};
 use base::{MappingId, PodId, RevisionId, RouteId};
+use client::Live;
 use client::cache::{Cache, Caches, Change, ObjectKey};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::ResourceExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
@@ -24,6 +27,7 @@ pub struct Fleet {
     routes: Arc<Cache<Route>>,
     mappings: Arc<Cache<DomainMapping>>,
     claims: Arc<Cache<ClusterDomainClaim>>,
+    live: Live,
     shared: Arc<Shared>,
     proxy: Arc<Proxy>,
     revisions: RwLock<HashMap<RevisionId, Arc<Revision>>>,
@@ -45,12 +49,13 @@ struct Routed {
 }
 
 impl Fleet {
-    /// Subscribes to Routes, Revisions and Pods.
+    /// Subscribes to what requests are routed by.
     pub fn start(shared: Arc<Shared>, proxy: Arc<Proxy>, caches: &Caches) -> Arc<Self> {
         let fleet = Arc::new(Self {
             routes: caches.of::<Route>(),
             mappings: caches.of::<DomainMapping>(),
             claims: caches.of::<ClusterDomainClaim>(),
+            live: Live::default(),
             shared,
             proxy,
             revisions: RwLock::default(),
@@ -61,9 +66,11 @@ impl Fleet {
             untidy: AtomicBool::new(false),
         });
         let this = fleet.clone();
+        caches.of_system::<ConfigMap>().subscribe(move |change| this.settings_changed(change));
+        let this = fleet.clone();
         caches.of::<RevisionObject>().subscribe(move |change| this.revision_changed(change));
         let this = fleet.clone();
-        caches.of::<Route>().subscribe(move |change| this.route_changed(change));
+        fleet.routes.subscribe(move |change| this.look_at(&change.key()));
         let this = fleet.clone();
         fleet.mappings.subscribe(move |change| this.map(&change.key().name));
         let this = fleet.clone();
@@ -212,16 +219,33 @@ impl Fleet {
         self.changes.send_replace(());
     }
 
-    fn route_changed(&self, change: &Change<Route>) {
-        let ObjectKey { namespace, name } = change.key();
-        let id = RouteId::new(namespace, name);
-        // Held until the end: no revision becomes known between the look and its note.
+    fn settings_changed(&self, change: &Change<ConfigMap>) {
+        match self.live.observe(change) {
+            Some(config::features::NAME) => {
+                let on = self.live.get().features.tag_header_based_routing == Flag::Enabled;
+                self.shared.tag_header.store(on, Ordering::Relaxed);
+            }
+            Some(config::network::NAME) => {
+                for route in self.routes.list() {
+                    self.look_at(&ObjectKey::of(route.as_ref()));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Looks at a Route again.
+    fn look_at(&self, key: &ObjectKey) {
+        let id = RouteId::new(&key.namespace, &key.name);
+        // Held until the end: no revision becomes known between the look and its note, and of two looks at once the later
+        // one is the last.
         let mut early = self.early.lock();
-        match change.new.clone().filter(|route| self.is_early(&id, route)) {
+        let route = self.routes.get_key(key);
+        match route.clone().filter(|route| self.is_early(&id, route)) {
             Some(route) => drop(early.insert(id, route)),
             None => {
                 early.remove(&id);
-                self.route(id, change.new.as_deref());
+                self.route(id, route.as_deref());
             }
         }
         drop(early);
@@ -236,13 +260,13 @@ impl Fleet {
             .read()
             .get(id)
             .is_some_and(|routed| !routed.revisions.is_empty() && routed.revisions.iter().all(|id| self.knows(id)));
-        let claims = hosts_of(route);
+        let claims = hosts_of(route, &self.live.get().network);
         let mut targets = claims.iter().flat_map(|claim| &claim.targets.shares);
         serves && targets.any(|(_, revision)| !self.knows(revision))
     }
 
     fn route(&self, id: RouteId, route: Option<&Route>) {
-        let claims = route.map(hosts_of).unwrap_or_default();
+        let claims = route.map(|route| hosts_of(route, &self.live.get().network)).unwrap_or_default();
         self.proxy.table.set(&id, &claims, |revision| self.revision(revision));
         let routed = route.and_then(|route| route.status.as_ref()).filter(|s| s.url.is_some());
         match routed.and_then(|status| status.observed_generation) {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -66,6 +66,7 @@ impl Gateway {
             stop,
             abort: CancellationToken::new(),
             probes: AtomicU64::new(0),
+            tag_header: AtomicBool::new(false),
             config,
         });
         let proxy = Arc::new(Proxy { shared: shared.clone(), table: Table::new(), extra: ArcSwap::default() });

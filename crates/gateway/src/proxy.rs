@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -116,7 +117,7 @@ impl Proxy {
             return Ok(Routed::Handler(handler.clone()));
         }
         let targets = targets.ok_or(Failure::NoRoute)?;
-        let tag = if self.shared.config.tag_header { request.headers().get(TAG) } else { None };
+        let tag = request.headers().get(TAG).filter(|_| self.shared.tag_header.load(Ordering::Relaxed));
         let tagged = tag.and_then(|tag| targets.tagged(tag.as_bytes()));
         let revision = tagged.or_else(|| targets.pick(self.shared.random.next()));
         let untagged = tag.is_some() && tagged.is_none();

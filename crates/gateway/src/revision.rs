@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -30,6 +30,8 @@ const POKE_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Shared {
     /// Limits and times.
     pub config: Config,
+    /// Whether the header `Knative-Serving-Tag` picks a tagged target: `tag-header-based-routing` of `config-features`.
+    pub tag_header: AtomicBool,
     /// Limits of the connections to an instance.
     pub pool: PoolLimits,
     /// The autoscaler.

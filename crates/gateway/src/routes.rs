@@ -1,7 +1,8 @@
 //! The table from hosts to revisions.
 //!
-//! [`hosts_of`] is pure: it reads a Route's status, nothing else. [`Table`] keeps what it says of all Routes in 64
-//! snapshots that readers load without a lock; a change of one Route copies only the snapshots that its hosts are in.
+//! [`hosts_of`] is pure: it reads a Route's status and how tags are named, nothing else. [`Table`] keeps what it says of
+//! all Routes in 64 snapshots that readers load without a lock; a change of one Route copies only the snapshots that its
+//! hosts are in.
 //!
 //! Two Routes that claim one host: a Route's own name wins over a tag's, then the Route that comes first by namespace
 //! and name.
@@ -13,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
+use api::config::network::Network;
 use api::serving::Route;
 use api::serving::annotations::VISIBILITY_LABEL;
 use arc_swap::ArcSwap;
@@ -51,8 +53,8 @@ pub struct Claim {
 /// The hosts that a Route claims.
 ///
 /// Public ones from `status.url` and the tags' URLs; for the pod network also `NAME.NS.svc.cluster.local`,
-/// `NAME.NS.svc` and `NAME.NS`, with `TAG-NAME` in place of `NAME` for a tag.
-pub fn hosts_of(route: &Route) -> Vec<Claim> {
+/// `NAME.NS.svc` and `NAME.NS`, with the name by `tag-template` in place of `NAME` for a tag.
+pub fn hosts_of(route: &Route, settings: &Network) -> Vec<Claim> {
     let (Some(status), Some(namespace)) = (&route.status, route.namespace()) else {
         return Vec::new();
     };
@@ -79,7 +81,7 @@ pub fn hosts_of(route: &Route) -> Vec<Claim> {
     for target in &status.traffic {
         if let (Some(tag), Some(id)) = (target.tag.as_deref().filter(|tag| !tag.is_empty()), revision(target)) {
             let only = Arc::new(Targets { shares: vec![(1, id)], tags: Vec::new() });
-            let name = format!("{tag}-{name}");
+            let name = settings.tag_name(tag, &name);
             claim_names(&mut claims, &name, &namespace, [target.url.as_deref(), None], cluster_local, true, &only);
         }
     }
@@ -344,7 +346,7 @@ mod tests {
 
     #[test]
     fn hosts_come_from_the_status() {
-        let claims = hosts_of(&route("hello", json!({}), canary()));
+        let claims = hosts_of(&route("hello", json!({}), canary()), &Network::default());
         let hosts: Vec<(&str, bool)> = claims.iter().map(|c| (&*c.host, c.public)).collect();
         let want = [
             ("hello.ns", false),
@@ -362,12 +364,22 @@ mod tests {
     }
 
     #[test]
+    fn tags_are_named_as_the_settings_say() {
+        let data = [("tag-template".to_owned(), "{{.Name}}-at-{{.Tag}}".to_owned())].into();
+        let claims = hosts_of(&route("hello", json!({}), canary()), &Network::parse(&data).unwrap());
+        let hosts: Vec<&str> = claims.iter().filter(|claim| claim.of_tag).map(|claim| &*claim.host).collect();
+        // The public host is the status's.
+        let inside = ["hello-at-next.ns", "hello-at-next.ns.svc", "hello-at-next.ns.svc.cluster.local"];
+        assert_eq!(hosts, [&inside[..], &["next-hello.ns.localhost"]].concat());
+    }
+
+    #[test]
     fn a_cluster_local_route_has_no_public_host() {
         let labels = json!({VISIBILITY_LABEL: "cluster-local"});
-        assert!(hosts_of(&route("hello", labels, canary())).iter().all(|claim| !claim.public));
+        assert!(hosts_of(&route("hello", labels, canary()), &Network::default()).iter().all(|claim| !claim.public));
         let private = json!({"url": "http://hello.ns.svc.cluster.local", "traffic": []});
-        assert!(hosts_of(&route("hello", json!({}), private)).iter().all(|claim| !claim.public));
-        assert!(hosts_of(&route("hello", json!({}), Value::Null)).is_empty());
+        assert!(hosts_of(&route("hello", json!({}), private), &Network::default()).iter().all(|claim| !claim.public));
+        assert!(hosts_of(&route("hello", json!({}), Value::Null), &Network::default()).is_empty());
     }
 
     #[test]

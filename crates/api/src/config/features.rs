@@ -100,7 +100,7 @@ features! {
         "capabilities beyond the default ones";
     secure_pod_defaults, "secure-pod-defaults", Disabled, true,
         "secure settings for containers that say nothing; AllowRootBounded leaves the user open";
-    tag_header_based_routing, "tag-header-based-routing", Disabled, false, "the header Knative-Serving-Tag";
+    tag_header_based_routing, "tag-header-based-routing", Disabled, true, "the header Knative-Serving-Tag";
     auto_detect_http2, "autodetect-http2", Disabled, false, "finding out whether a container speaks HTTP/2";
     queue_proxy_mount_pod_info, "queueproxy.mount-podinfo", Disabled, false, "of the reference's sidecar; there is none";
     queue_proxy_resource_defaults, "queueproxy.resource-defaults", Disabled, false,

@@ -16,7 +16,7 @@ pub const KEYS: &[Key] = &[
     key("domain-template", "{{.Name}}.{{.Namespace}}.{{.Domain}}", "host of a service, or with a tag's name in front"),
     key("default-external-scheme", "http", "scheme of public URLs: http or https"),
     key("rollout-duration", "0", "seconds over which traffic moves to a new Revision"),
-    idle("tag-template", "{{.Tag}}-{{.Name}}", "name of a tag's host"),
+    key("tag-template", "{{.Tag}}-{{.Name}}", "name of a tag's host"),
     key("autocreate-cluster-domain-claims", "false", "whether a DomainMapping may claim its domain by itself"),
     idle("external-domain-tls", "Disabled", "certificates for public domains"),
     idle("cluster-local-domain-tls", "Disabled", "certificates inside the cluster"),
@@ -89,7 +89,10 @@ impl Network {
             });
             base::names::is_dns1123_subdomain(&sample).then_some(template)
         };
-        let tag = |text: &str| Template::parse(text, &["Name", "Tag"], &[]);
+        let tag = |text: &str| {
+            let template = Template::parse(text, &["Name", "Tag"], &[])?;
+            base::names::is_dns1123_label(&template.render(|field, _| field.to_lowercase())).then_some(template)
+        };
         for (key, wanted) in [
             ("external-domain-tls", "Enabled or Disabled"),
             ("cluster-local-domain-tls", "Enabled or Disabled"),
@@ -124,5 +127,10 @@ impl Network {
             rollout_duration: Duration::from_secs(u64::try_from(seconds).unwrap_or_default()),
             autocreate_claims: read.truth("autocreate-cluster-domain-claims", false)?,
         })
+    }
+
+    /// Name by which a tag of the Route of that name is reached.
+    pub fn tag_name(&self, tag: &str, route: &str) -> String {
+        self.tag_template.render(|field, _| if field == "Tag" { tag } else { route }.to_owned())
     }
 }

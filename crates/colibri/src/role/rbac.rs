@@ -79,7 +79,10 @@ fn gateway() -> Account {
             rule(CLAIMS, &["clusterdomainclaims"], &["list", "watch"]),
             rule("", &["pods"], &["list", "watch"]),
         ],
-        within: (api::SYSTEM_NAMESPACE, vec![only(LEASE, rule(LEASES, &["leases"], &["get"]))]),
+        within: (
+            api::SYSTEM_NAMESPACE,
+            vec![rule("", &["configmaps"], &["list", "watch"]), only(LEASE, rule(LEASES, &["leases"], &["get"]))],
+        ),
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use world::{PODS, REVISIONS, ROUTES, Workload, World, full, pod, request, revision, send, text, until};
+use world::{CONFIG_MAPS, PODS, REVISIONS, ROUTES, Workload, World, full, pod, request, revision, send, text, until};
 
 fn seeded(seed: u64) -> Config {
     Config { seed, grace: Duration::from_secs(5), ..Config::default() }
@@ -273,6 +273,13 @@ async fn a_wait_for_a_route_ends_with_the_route() {
     other.await.unwrap();
 }
 
+/// A request that asks for the tag `next`.
+fn tagged(host: &str) -> Request<Full<Bytes>> {
+    let mut request = request("GET", host, "/", "");
+    request.headers_mut().insert("knative-serving-tag", HeaderValue::from_static("next"));
+    request
+}
+
 #[tokio::test]
 async fn shares_tags_and_audiences() {
     let world = World::start(seeded(5)).await;
@@ -295,14 +302,22 @@ async fn shares_tags_and_audiences() {
     }
     assert!((20..=60).contains(&news), "{news} of 200 went to the target of 20 %");
     assert_eq!(world.get("Next-Split.ns.localhost").await.1, "new");
-    let mut tagged = request("GET", "split.ns.localhost", "/", "");
-    tagged.headers_mut().insert("knative-serving-tag", HeaderValue::from_static("next"));
-    assert_eq!(text(send(world.public, tagged).await).await, "new");
+    let mut by_tag = 0;
+    for _ in 0..50 {
+        by_tag += usize::from(text(send(world.public, tagged("split.ns.localhost")).await).await == "new");
+    }
+    assert!(by_tag < 40, "the header counts only where it is switched on: {by_tag} of 50");
+    let features = json!({"metadata": {"name": "config-features", "namespace": "colibri-system"},
+        "data": {"tag-header-based-routing": "Enabled"}});
+    world.api.put(CONFIG_MAPS, features);
+    let mut in_row = 0;
+    while in_row < 20 {
+        let new = text(send(world.public, tagged("split.ns.localhost")).await).await == "new";
+        in_row = if new { in_row + 1 } else { 0 };
+    }
     let all_new = json!([{"revisionName": "new", "percent": 100}]);
     world.route("split", 2, all_new.clone(), json!({})).await;
-    let mut unknown = request("GET", "split.ns.localhost", "/", "");
-    unknown.headers_mut().insert("knative-serving-tag", HeaderValue::from_static("next"));
-    assert_eq!(text(send(world.public, unknown).await).await, "new by default");
+    assert_eq!(text(send(world.public, tagged("split.ns.localhost")).await).await, "new by default");
     assert_eq!(world.get("next-split.ns.localhost").await.0, 404);
     assert_eq!(world.get("split.ns.svc.cluster.local").await.0, 404);
     for host in ["split.ns.svc.cluster.local", "split.ns.svc", "split.ns", "split.ns.localhost"] {

@@ -30,6 +30,7 @@ use crate::fake_api::FakeApi;
 pub const PODS: &str = "/api/v1/pods";
 pub const REVISIONS: &str = "/apis/serving.knative.dev/v1/revisions";
 pub const ROUTES: &str = "/apis/serving.knative.dev/v1/routes";
+pub const CONFIG_MAPS: &str = "/api/v1/namespaces/colibri-system/configmaps";
 
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 

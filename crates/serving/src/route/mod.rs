@@ -10,6 +10,7 @@ mod rollout;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use api::config::Settings;
 use api::serving::{Configuration, Revision, Route, TrafficTarget};
 use base::RouteId;
 use client::ObjectKey;
@@ -38,7 +39,7 @@ struct Observed {
     programmed: bool,
 }
 
-fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
+fn observe(context: &Context, key: &ObjectKey, settings: &Settings) -> Option<Observed> {
     let caches = &context.caches;
     let route = caches.routes.get_key(key)?;
     let mut configurations = BTreeMap::new();
@@ -56,7 +57,7 @@ fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
         }
     }
     let owned_placeholders = caches.services_owned.get(&key.namespace, &route.uid().unwrap_or_default());
-    let placeholders = resources::placeholder_names(&route)
+    let placeholders = resources::placeholder_names(&route, settings)
         .into_iter()
         .filter_map(|name| Some((name.clone(), caches.services_core.get(&key.namespace, &name)?)))
         .collect();
@@ -72,12 +73,13 @@ fn targets(target: &TrafficTarget) -> impl Iterator<Item = String> {
 
 /// Brings one Route's status, placeholders and Revisions' routing state up to date.
 pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
-    let Some(observed) = observe(&context, &key) else {
+    let settings = context.live.get();
+    let Some(observed) = observe(&context, &key, &settings) else {
         context.served_routes.forget(&key);
         context.unresolved.lock().set(&key, []);
         return Ok(Outcome::Done);
     };
-    let naming = resources::Naming { addresses: &context.config.addresses, settings: &context.live.get() };
+    let naming = resources::Naming { addresses: &context.config.addresses, settings: &settings };
     let plan = plan::plan(&observed, &naming, context.now());
     // Whoever waits for something that does not exist yet is woken by it.
     let waits_for = observed.route.spec.traffic.iter().filter(|_| !plan.resolved).flat_map(targets);

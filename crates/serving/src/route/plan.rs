@@ -182,7 +182,7 @@ fn foreign_placeholder(observed: &Observed) -> Option<&String> {
 
 fn placeholders(observed: &Observed, naming: &Naming<'_>) -> Vec<Write> {
     let route = observed.route.as_ref();
-    let names = resources::placeholder_names(route);
+    let names = resources::placeholder_names(route, naming.settings);
     let mut writes = Vec::new();
     for name in &names {
         let wanted = resources::placeholder(route, name, naming);

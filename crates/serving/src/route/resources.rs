@@ -13,10 +13,10 @@ use crate::config::Addresses;
 use crate::meta::{controlled_by, inherited_annotations};
 
 /// Names that a Route is reachable under inside the cluster: its own and one for each tag.
-pub(super) fn placeholder_names(route: &Route) -> BTreeSet<String> {
+pub(super) fn placeholder_names(route: &Route, settings: &Settings) -> BTreeSet<String> {
     let name = route.name_any();
     let tags = route.spec.traffic.iter().filter_map(|target| target.tag.as_deref()).filter(|tag| !tag.is_empty());
-    tags.map(|tag| format!("{tag}-{name}")).chain([name.clone()]).collect()
+    tags.map(|tag| settings.network.tag_name(tag, &name)).chain([name.clone()]).collect()
 }
 
 /// Whether the Route is kept off the public gateway.
@@ -34,7 +34,7 @@ pub(super) struct Naming<'a> {
 pub(super) fn url(route: &Route, tag: Option<&str>, naming: &Naming<'_>) -> String {
     let Naming { addresses, settings } = naming;
     let name = match tag {
-        Some(tag) => format!("{tag}-{}", route.name_any()),
+        Some(tag) => settings.network.tag_name(tag, &route.name_any()),
         None => route.name_any(),
     };
     let namespace = route.namespace().unwrap_or_default();
