@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use api::config::{Map, Settings};
 use api::functions::Function;
+use api::serving::RevisionTemplate;
 use api::serving::admission::{self as serving, Kind};
+use api::serving::annotations::SERVICE_LABEL;
 use apiserver::{Admission, AdmissionError, AdmissionRequest, Operation, User};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -74,7 +76,9 @@ fn validate(request: &AdmissionRequest<'_>, object: &Value, settings: &Settings)
             let verdict = serving::validate(kind, object, request.old, settings);
             match verdict.error {
                 Some(text) => Err((Some(VALIDATION), format!("validation failed: {text}"))),
-                None => Ok(verdict.warnings),
+                None => dry_run(request, kind, object)
+                    .map(|()| verdict.warnings)
+                    .map_err(|text| (Some(VALIDATION), format!("validation callback failed: {text}"))),
             }
         }
         "networking.internal.knative.dev" if request.kind == "ClusterDomainClaim" => {
@@ -93,6 +97,23 @@ fn validate(request: &AdmissionRequest<'_>, object: &Value, settings: &Settings)
         }
         _ => Ok(Vec::new()),
     }
+}
+
+/// In a dry run of a template also what would be said of its pod.
+///
+/// Source: `knative/serving/pkg/webhook/podspec_dryrun.go`.
+fn dry_run(request: &AdmissionRequest<'_>, kind: Kind, object: &Value) -> Result<(), String> {
+    let is_part_of_service = object["metadata"]["labels"].get(SERVICE_LABEL).is_some();
+    let looked_at = kind == Kind::Service || kind == Kind::Configuration && !is_part_of_service;
+    if !request.dry_run || !looked_at {
+        return Ok(());
+    }
+    let template: RevisionTemplate = serde_json::from_value(object["spec"]["template"].clone())
+        .map_err(|error| format!("could not decode RevisionTemplateSpec from resource: {error}"))?;
+    let pod = ::serving::sample_pod(&template, request.namespace, "dry-run-validation");
+    let pod = serde_json::to_value(pod).map_err(|error| error.to_string())?;
+    apiserver::kinds::check_new_pod(pod)
+        .map_err(|refusal| format!("dry run failed with {}: spec.template", refusal.message))
 }
 
 fn validate_function(object: &Value) -> Result<(), String> {
@@ -232,6 +253,43 @@ mod tests {
         let text = status["message"].as_str().unwrap();
         assert_eq!(built_in.message, format!("admission webhook \"{VALIDATION}\" denied the request: {text}"));
         assert_eq!(status["code"], built_in.code);
+    }
+
+    #[test]
+    fn a_dry_run_looks_at_the_pod_too() {
+        let spec = |cpu: &str| {
+            let resources = json!({"requests": {"cpu": cpu}, "limits": {"cpu": "1"}});
+            json!({"template": {"spec": {"containers": [{"image": "hello", "resources": resources}]}}})
+        };
+        let ask = |cpu: &str, kind: &str, dry_run: bool, labels: Value| {
+            let mut object = service(spec(cpu));
+            object["kind"] = kind.into();
+            object["metadata"]["labels"] = labels;
+            object["metadata"]["ownerReferences"] = json!([{"apiVersion": "serving.knative.dev/v1", "kind": "Service",
+                "name": "a", "uid": "1", "controller": true}]);
+            let mut review = review(object);
+            review["request"]["kind"]["kind"] = kind.into();
+            review["request"]["dryRun"] = dry_run.into();
+            let defaulted = ask(DEFAULTING_PATH, &review).unwrap();
+            let patch = STANDARD.decode(defaulted["response"]["patch"].as_str().unwrap()).unwrap();
+            let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
+            json_patch::patch(&mut review["request"]["object"], &patch).unwrap();
+            let answered = ask(VALIDATION_PATH, &review).unwrap();
+            answered["response"]["status"]["message"].as_str().map(str::to_owned)
+        };
+        let told = "validation callback failed: dry run failed with Pod \"dry-run-validation\" is invalid: \
+                    spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu \
+                    limit of 1: spec.template";
+        let rows = [
+            ("2", "Service", true, json!({}), Some(told)),
+            ("2", "Configuration", true, json!({}), Some(told)),
+            ("2", "Configuration", true, json!({SERVICE_LABEL: "a"}), None),
+            ("2", "Service", false, json!({}), None),
+            ("500m", "Service", true, json!({}), None),
+        ];
+        for (cpu, kind, dry_run, labels, wanted) in rows {
+            assert_eq!(ask(cpu, kind, dry_run, labels).as_deref(), wanted, "{kind} {cpu} {dry_run}");
+        }
     }
 
     #[test]

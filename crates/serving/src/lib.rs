@@ -49,6 +49,7 @@ use tokio_util::task::TaskTracker;
 
 pub use config::{Addresses, Config};
 use context::{Context, Kinds, Queues, named_routes, revision_key};
+pub use instances::sample_pod;
 use write::WriteError;
 
 /// The running controllers.

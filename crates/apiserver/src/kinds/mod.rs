@@ -17,10 +17,11 @@ pub mod schema;
 mod service;
 mod workloads;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde_json::Value;
 
+use crate::error::{ApiError, ApiResult};
 use crate::resource::{FieldError, ListType, PatchMerge, ResourceDef, Strategy};
 use schema::conform;
 
@@ -42,6 +43,28 @@ pub fn schema_name(api_version: &str, kind: &str) -> Option<String> {
     };
     let name = format!("{group}.{version}.{kind}");
     schema::find(&name).map(|_| name)
+}
+
+/// What a server says of a new pod by its types and rules alone: no account, quota or other object is looked at.
+///
+/// # Errors
+///
+/// The refusal, in Kubernetes' words.
+pub fn check_new_pod(mut pod: Value) -> ApiResult<()> {
+    static PODS: LazyLock<ResourceDef> = LazyLock::new(|| {
+        let kinds = builtin().into_iter();
+        kinds.into_iter().find(|def| def.group.is_empty() && def.kind == "Pod").expect("pods are a kind")
+    });
+    let strategy = &PODS.strategy;
+    crate::verbs::drop_nulls(&mut pod);
+    strategy
+        .check_types(&pod)
+        .map_err(|why| ApiError::bad_request(format!("Pod in version \"v1\" cannot be handled as a Pod: {why}")))?;
+    strategy.default(&mut pod);
+    strategy.prepare_create(&mut pod);
+    let faults = strategy.validate_create(&pod);
+    let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+    if faults.is_empty() { Ok(()) } else { Err(ApiError::invalid(&PODS, name, &faults)) }
 }
 
 type Faults = Vec<FieldError>;

@@ -9,6 +9,8 @@
 mod plan;
 mod resources;
 
+pub use resources::sample_pod;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::serving::annotations as keys;
-use api::serving::{ContainerStatus, Revision};
+use api::serving::{ContainerStatus, Revision, RevisionTemplate};
 use base::names::{child_name, suffix};
 use k8s_openapi::api::core::v1::{Container, ContainerPort, EnvVar, Pod, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -35,6 +35,19 @@ pub(super) fn pod(revision: &Revision, node_name: Option<&str>, random: &mut dyn
         spec: Some(spec(revision, node_name)),
         status: None,
     }
+}
+
+/// The pod that a Revision of that template would have, as far as the template says.
+pub fn sample_pod(template: &RevisionTemplate, namespace: &str, name: &str) -> Pod {
+    let metadata = ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some(namespace.to_owned()),
+        ..template.metadata.clone().unwrap_or_default()
+    };
+    let revision = Revision { metadata, spec: template.spec.clone(), status: None };
+    let mut pod = pod(&revision, None, &mut || 0);
+    pod.metadata.name = Some(name.to_owned());
+    pod
 }
 
 fn labels(revision: &Revision) -> BTreeMap<String, String> {
