@@ -282,7 +282,16 @@ impl Platform {
     ///
     /// When no response came.
     pub async fn get(&self, host: &str, path: &str) -> Result<Answer> {
-        self.request(reqwest::Method::GET, host, path, String::new()).await
+        self.get_with(host, path, None).await
+    }
+
+    /// A GET through the gateway with one more header.
+    ///
+    /// # Errors
+    ///
+    /// When no response came.
+    pub async fn get_with(&self, host: &str, path: &str, header: Option<(&str, &str)>) -> Result<Answer> {
+        self.send(reqwest::Method::GET, host, path, header, String::new()).await
     }
 
     /// A request through the gateway.
@@ -291,9 +300,24 @@ impl Platform {
     ///
     /// When no response came.
     pub async fn request(&self, method: reqwest::Method, host: &str, path: &str, body: String) -> Result<Answer> {
+        self.send(method, host, path, None, body).await
+    }
+
+    async fn send(
+        &self,
+        method: reqwest::Method,
+        host: &str,
+        path: &str,
+        header: Option<(&str, &str)>,
+        body: String,
+    ) -> Result<Answer> {
         let url = format!("{}{path}", self.endpoint("gateway"));
         let start = Instant::now();
-        let response = self.http.request(method, url).header("host", host).body(body).send().await?;
+        let mut request = self.http.request(method, url).header("host", host).body(body);
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let body = response.text().await?;
         Ok(Answer { status, headers, body, took: start.elapsed() })

@@ -21,6 +21,7 @@ mod roles;
 mod scale;
 mod services;
 mod stop;
+mod traffic;
 
 use std::time::Duration;
 
