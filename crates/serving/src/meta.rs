@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use api::serving::Revision;
+use api::serving::annotations as keys;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource, ResourceExt};
 
@@ -41,6 +43,23 @@ pub(crate) fn inherited_annotations<K: Resource>(owner: &K) -> Map {
 pub(crate) fn with<'a>(mut base: Map, more: impl IntoIterator<Item = (&'a str, &'a str)>) -> Map {
     base.extend(more.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())));
     base
+}
+
+/// Labels of what a Revision makes.
+pub(crate) fn labels_of_revision(revision: &Revision) -> Map {
+    let (name, uid) = (revision.name_any(), revision.uid().unwrap_or_default());
+    let mut labels =
+        with(revision.labels().clone(), [(keys::REVISION_LABEL, name.as_str()), (keys::REVISION_UID_LABEL, &uid)]);
+    labels.remove(keys::ROUTING_STATE_LABEL);
+    labels.entry("app".to_owned()).or_insert(name);
+    labels
+}
+
+/// Annotations of what a Revision makes.
+pub(crate) fn annotations_of_revision(revision: &Revision) -> Map {
+    let mut annotations = inherited_annotations(revision);
+    annotations.retain(|key, _| key != keys::ROUTES_ANNOTATION && key != keys::ROUTING_STATE_MODIFIED_ANNOTATION);
+    annotations
 }
 
 /// Puts `wanted` labels and annotations onto `present`; whether anything changed. Others' stay.

@@ -12,7 +12,15 @@ use client::ObjectKey;
 use client::queue::Outcome;
 
 use crate::context::Context;
+use crate::meta::is_controlled_by;
 use crate::write::{Write, WriteError};
+
+/// Whether a Revision of the name that the template asks for is somebody else's, or says something else.
+///
+/// Source: `knative/serving/pkg/reconciler/service/service.go`, `CheckNameAvailability`.
+pub(crate) fn is_taken(named: &Revision, configuration: &Configuration) -> bool {
+    !is_controlled_by(named, configuration) || named.spec != configuration.spec.template.spec
+}
 
 /// What is known about one Configuration.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use api::serving::{CONFIGURATION_DEPENDENTS, Configuration, ConfigurationStatus,
 use jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::{Observed, resources};
+use super::{Observed, is_taken, resources};
 use crate::meta::{is_controlled_by, is_deleted};
 use crate::write::Write;
 
@@ -40,7 +40,7 @@ fn status(observed: &Observed, now: Timestamp) -> ConfigurationStatus {
     let name = resources::revision_name(configuration);
     let mut status = configuration.status.clone().unwrap_or_default();
     let mut conditions = Conditions::resume(CONFIGURATION_DEPENDENTS, std::mem::take(&mut status.conditions), now);
-    let latest = observed.named.as_deref().filter(|named| is_controlled_by(*named, configuration));
+    let latest = observed.named.as_deref().filter(|named| !is_taken(named, configuration));
     match latest {
         None if observed.named.is_some() => {
             let taken = format!("revisions.serving.knative.dev {name:?} already exists");

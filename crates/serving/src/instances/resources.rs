@@ -1,7 +1,5 @@
 //! The pod of a Revision.
 
-use std::collections::BTreeMap;
-
 use api::serving::annotations as keys;
 use api::serving::{ContainerStatus, Revision, RevisionTemplate};
 use base::names::{child_name, suffix};
@@ -11,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 
 use super::DEFAULT_TIMEOUT_SECONDS;
-use crate::meta::{controlled_by, inherited_annotations, with};
+use crate::meta::{annotations_of_revision, controlled_by, labels_of_revision};
 
 /// Port of a container that names none.
 const DEFAULT_PORT: i32 = 8080;
@@ -21,14 +19,12 @@ const SUFFIX_LENGTH: usize = 5;
 /// A pod of `revision`, with a name of its own.
 pub(super) fn pod(revision: &Revision, node_name: Option<&str>, random: &mut dyn FnMut() -> u8) -> Pod {
     let name = format!("{}-{}", child_name(&revision.name_any(), "-deployment"), suffix(SUFFIX_LENGTH, random));
-    let mut annotations = inherited_annotations(revision);
-    annotations.retain(|key, _| key != keys::ROUTES_ANNOTATION && key != keys::ROUTING_STATE_MODIFIED_ANNOTATION);
     Pod {
         metadata: ObjectMeta {
             name: Some(name),
             namespace: revision.namespace(),
-            labels: Some(labels(revision)),
-            annotations: Some(annotations),
+            labels: Some(labels_of_revision(revision)),
+            annotations: Some(annotations_of_revision(revision)),
             owner_references: controlled_by(revision),
             ..ObjectMeta::default()
         },
@@ -48,16 +44,6 @@ pub fn sample_pod(template: &RevisionTemplate, namespace: &str, name: &str) -> P
     let mut pod = pod(&revision, None, &mut || 0);
     pod.metadata.name = Some(name.to_owned());
     pod
-}
-
-fn labels(revision: &Revision) -> BTreeMap<String, String> {
-    let name = revision.name_any();
-    let uid = revision.uid().unwrap_or_default();
-    let mut labels =
-        with(revision.labels().clone(), [(keys::REVISION_LABEL, name.as_str()), (keys::REVISION_UID_LABEL, &uid)]);
-    labels.remove(keys::ROUTING_STATE_LABEL);
-    labels.entry("app".to_owned()).or_insert(name);
-    labels
 }
 
 fn spec(revision: &Revision, node_name: Option<&str>) -> PodSpec {

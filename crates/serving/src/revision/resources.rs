@@ -3,27 +3,23 @@
 use api::autoscaling::{PodAutoscaler, PodAutoscalerSpec};
 use api::conditions::ConditionStatus;
 use api::serving::Revision;
-use api::serving::annotations::{AUTOSCALING_PREFIX, REVISION_LABEL, REVISION_UID_LABEL, ROUTING_STATE_LABEL};
+use api::serving::annotations::ROUTING_STATE_LABEL;
 use autoscale::settings::Reachability;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
-use crate::meta::{controlled_by, inherited_annotations, with};
+use crate::meta::{annotations_of_revision, controlled_by, labels_of_revision};
 
 /// The PodAutoscaler that `revision` wants. It has the Revision's name.
 pub(super) fn autoscaler(revision: &Revision) -> PodAutoscaler {
     let name = revision.name_any();
-    let uid = revision.uid().unwrap_or_default();
-    let labels = with(revision.labels().clone(), [(REVISION_LABEL, name.as_str()), (REVISION_UID_LABEL, &uid)]);
-    let mut annotations = inherited_annotations(revision);
-    annotations.retain(|key, _| key.starts_with(AUTOSCALING_PREFIX));
     PodAutoscaler {
         metadata: ObjectMeta {
             name: Some(name.clone()),
             namespace: revision.namespace(),
-            labels: Some(labels),
-            annotations: Some(annotations),
+            labels: Some(labels_of_revision(revision)),
+            annotations: Some(annotations_of_revision(revision)),
             owner_references: controlled_by(revision),
             ..ObjectMeta::default()
         },

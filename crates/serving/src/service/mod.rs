@@ -5,7 +5,7 @@ mod resources;
 
 use std::sync::Arc;
 
-use api::serving::{Configuration, Route, Service};
+use api::serving::{Configuration, Revision, Route, Service};
 use client::ObjectKey;
 use client::queue::Outcome;
 
@@ -21,13 +21,17 @@ struct Observed {
     service: Arc<Service>,
     configuration: Option<Arc<Configuration>>,
     route: Option<Arc<Route>>,
+    /// The Revision that bears the name that the template asks for.
+    named: Option<Arc<Revision>>,
 }
 
 fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
     let service = context.caches.services.get_key(key)?;
     let configuration = context.caches.configurations.get_key(key);
     let route = context.caches.routes.get_key(key);
-    Some(Observed { service, configuration, route })
+    let name = service.spec.template.metadata.as_ref().and_then(|metadata| metadata.name.as_deref());
+    let named = name.and_then(|name| context.caches.revisions.get(&key.namespace, name));
+    Some(Observed { service, configuration, route, named })
 }
 
 /// Brings one Service's children and status up to date.

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::{Observed, resources};
+use crate::configuration::is_taken;
 use crate::meta::{adopt, is_controlled_by, is_deleted};
 use crate::write::Write;
 
@@ -20,12 +21,24 @@ pub(super) fn plan(observed: &Observed, now: Timestamp) -> Vec<Write> {
     }
     let mut writes = Vec::new();
     writes.extend(configuration(service, observed.configuration.as_deref()));
-    writes.extend(route(service, observed.route.as_deref()));
+    // Nothing may lead traffic to a Revision that only has the right name.
+    if taken(observed).is_none() {
+        writes.extend(route(service, observed.route.as_deref()));
+    }
     let status = status(observed, now);
     if service.status.as_ref() != Some(&status) {
         writes.push(Write::Status(Service { status: Some(status), ..service.clone() }.into()));
     }
     writes
+}
+
+/// The name that the template asks for, if the Revision that bears it is none of this template.
+fn taken(observed: &Observed) -> Option<String> {
+    let own = |present: &&Configuration| is_controlled_by(*present, observed.service.as_ref());
+    let (configuration, named) = (observed.configuration.as_deref().filter(own)?, observed.named.as_deref()?);
+    // Not before the Configuration has this template.
+    let current = configuration.spec.template == observed.service.spec.template;
+    (current && is_taken(named, configuration)).then(|| named.name_any())
 }
 
 fn configuration(service: &Service, present: Option<&Configuration>) -> Option<Write> {
@@ -67,6 +80,11 @@ fn status(observed: &Observed, now: Timestamp) -> ServiceStatus {
             not_owned(&mut conditions, ROUTES_READY, "Route", service)
         }
         present => from_route(&mut status, &mut conditions, service, present),
+    }
+    if let Some(name) = taken(observed) {
+        let message =
+            format!("The revision name {name:?} is taken by a conflicting Revision, so traffic will not be migrated");
+        conditions.mark_false(ROUTES_READY, "RevisionNameTaken", &message);
     }
     if let (Some(configuration), Some(route)) = (observed.configuration.as_deref(), observed.route.as_deref())
         && conditions.is_true(ROUTES_READY)

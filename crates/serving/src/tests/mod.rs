@@ -1,5 +1,6 @@
 //! The controllers together, over an API server in memory and on a paused clock.
 
+mod conditions;
 mod fake;
 mod usage;
 
