@@ -73,26 +73,7 @@ pub fn ignored_annotations(service: &Value) -> Vec<Problem> {
 }
 
 fn known_annotations() -> impl Iterator<Item = &'static str> {
-    [
-        keys::CLASS,
-        keys::METRIC,
-        keys::METRIC_AGGREGATION_ALGORITHM,
-        keys::TARGET,
-        keys::TARGET_UTILIZATION_PERCENTAGE,
-        keys::WINDOW,
-        keys::PANIC_WINDOW_PERCENTAGE,
-        keys::PANIC_THRESHOLD_PERCENTAGE,
-        keys::TARGET_BURST_CAPACITY,
-        keys::MIN_SCALE,
-        keys::MAX_SCALE,
-        keys::INITIAL_SCALE,
-        keys::ACTIVATION_SCALE,
-        keys::SCALE_DOWN_DELAY,
-        keys::SCALE_TO_ZERO_POD_RETENTION_PERIOD,
-    ]
-    .into_iter()
-    .flatten()
-    .copied()
+    keys::AUTOSCALING.iter().copied().flatten().copied()
 }
 
 /// The schema of an object whose spec is `T`.

@@ -53,17 +53,18 @@ impl ApiServer {
         let target = &call.target;
         let pods = self.store.table("pods");
         let summaries = self.summaries(&FieldSelector::default()).await;
-        let stats = summaries.iter().flat_map(|summary| &summary.pods);
-        let wanted = stats.filter(|stats| {
+        let stats = summaries.iter().flat_map(|summary| summary.pods.iter().map(|pod| (&summary.node.node_name, pod)));
+        let wanted = stats.filter(|(_, stats)| {
             (target.namespace.is_empty() || stats.pod_ref.namespace == target.namespace)
                 && (target.name.is_empty() || stats.pod_ref.name == target.name)
         });
-        let measured = wanted.filter_map(|stats| {
+        let measured = wanted.filter_map(|(node, stats)| {
             let key = key(true, &stats.pod_ref.namespace, &stats.pod_ref.name);
             let object = pods.get(&key)?.record;
             let pod = filter.matches(call, &key, &object).then(|| object.value())?;
-            // Another pod of that name may have come since.
-            (meta(&pod, "uid") == stats.pod_ref.uid).then(|| pod_metrics(&pod, stats))
+            // Another pod of that name may have come since; and a node speaks for its own pods only.
+            let is_its_own = meta(&pod, "uid") == stats.pod_ref.uid && pod["spec"]["nodeName"] == node.as_str();
+            is_its_own.then(|| pod_metrics(&pod, stats))
         });
         measured.collect()
     }

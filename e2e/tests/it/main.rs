@@ -22,6 +22,7 @@ mod scale;
 mod services;
 mod stop;
 mod traffic;
+mod usage;
 
 use std::time::Duration;
 

@@ -28,7 +28,7 @@ pub const KEYS: &[Key] = &[
         "share of that target, and of a hard limit, that is planned for",
     ),
     key("requests-per-second-target-default", "200", "requests a second that one instance should have"),
-    key("target-burst-capacity", "211", "requests that must fit in on top; -1: no limit"),
+    Key { in_force: false, ..key("target-burst-capacity", "211", "when the reference's activator steps aside") },
     key("stable-window", "60s", "what is averaged over; 6s to 1h"),
     key("panic-window-percentage", "10", "share of the window that shows a sudden load"),
     key("panic-threshold-percentage", "200", "load for each ready instance that counts as sudden"),

@@ -96,6 +96,25 @@ pub const SCALE_TO_ZERO_POD_RETENTION_PERIOD: Spellings = &[
     "autoscaling.knative.dev/scaleToZeroPodRetentionPeriod",
 ];
 
+/// All annotations of the autoscaler.
+pub const AUTOSCALING: &[Spellings] = &[
+    CLASS,
+    METRIC,
+    METRIC_AGGREGATION_ALGORITHM,
+    TARGET,
+    TARGET_UTILIZATION_PERCENTAGE,
+    WINDOW,
+    PANIC_WINDOW_PERCENTAGE,
+    PANIC_THRESHOLD_PERCENTAGE,
+    TARGET_BURST_CAPACITY,
+    MIN_SCALE,
+    MAX_SCALE,
+    INITIAL_SCALE,
+    ACTIVATION_SCALE,
+    SCALE_DOWN_DELAY,
+    SCALE_TO_ZERO_POD_RETENTION_PERIOD,
+];
+
 /// Time over which traffic moves to a new Revision.
 pub const ROLLOUT_DURATION: Spellings =
     &["serving.knative.dev/rollout-duration", "serving.knative.dev/rolloutDuration"];

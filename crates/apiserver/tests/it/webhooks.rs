@@ -205,8 +205,26 @@ async fn selectors_and_the_failure_policy_count() {
     .expect("a webhook that is gone fails the write");
 }
 
+/// What the node says that it and its pods use: one that was never here among them, and one that was another of the name.
+fn summary() -> Value {
+    let time = "2026-01-01T00:00:00Z";
+    let usage = |name: &str| {
+        json!({
+            "name": name, "cpu": {"time": time, "usageNanoCores": 5_000_000, "usageCoreNanoSeconds": 1},
+            "memory": {"time": time, "usageBytes": 4096, "workingSetBytes": 2048},
+        })
+    };
+    let pod = |name: &str, uid: &str| json!({"podRef": {"name": name, "namespace": "default", "uid": uid}, "containers": [usage("c")]});
+    let mut node = usage("n");
+    node["nodeName"] = "n".into();
+    json!({"node": node, "pods": [pod("p", POD_UID.get().unwrap()), pod("q", "another"), pod("lost", "u")]})
+}
+
+/// Of the pod `p` of the test.
+static POD_UID: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+
 #[tokio::test(flavor = "multi_thread")]
-async fn logs_and_proxied_requests_come_from_the_node() {
+async fn logs_metrics_and_proxied_requests_come_from_the_node() {
     let server = ApiServer::open(Config::default()).await.unwrap();
     let client = server.client(User::master("jane"));
     let authority = server.pki().authority();
@@ -220,7 +238,12 @@ async fn logs_and_proxied_requests_come_from_the_node() {
         assert!(request.headers().get("authorization").is_none());
         let asked = format!("{} {}", request.method(), request.uri());
         let body = request.into_body().collect().await.unwrap().to_bytes();
-        let mut response = Response::new(https::full(format!("{asked} {}", String::from_utf8_lossy(&body))));
+        let answer = if asked == "GET /stats/summary" {
+            summary().to_string()
+        } else {
+            format!("{asked} {}", String::from_utf8_lossy(&body))
+        };
+        let mut response = Response::new(https::full(answer));
         if asked.contains("/refused") {
             *response.status_mut() = http::StatusCode::BAD_REQUEST;
         }
@@ -241,7 +264,12 @@ async fn logs_and_proxied_requests_come_from_the_node() {
     let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::default_namespaced(client.clone());
     let pod =
         json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]}});
-    pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+    for name in ["p", "q"] {
+        let mut pod = pod.clone();
+        pod["metadata"] = json!({"name": name, "labels": {"app": name}});
+        let made = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+        POD_UID.get_or_init(|| made.metadata.uid.unwrap());
+    }
 
     let params = kube::api::LogParams { tail_lines: Some(3), ..kube::api::LogParams::default() };
     let log = pods.logs("p", &params).await.unwrap();
@@ -256,4 +284,29 @@ async fn logs_and_proxied_requests_come_from_the_node() {
     assert!(matches!(&refused, kube::Error::Api(status) if status.code == 403), "{refused}");
     let missing = Request::get("/api/v1/nodes/m/proxy/").body(Vec::new()).unwrap();
     assert!(client.request_text(missing).await.is_err());
+
+    let get = |path: &str| Request::get(format!("/apis/metrics.k8s.io/v1beta1/{path}")).body(Vec::new()).unwrap();
+    let names = async |path: &str| {
+        let list = client.request::<Value>(get(path)).await.unwrap();
+        let items = list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].clone());
+        Value::from_iter(items)
+    };
+    assert_eq!(names("pods").await, json!(["p"]));
+    assert_eq!(names("pods?labelSelector=app%3Dp").await, json!(["p"]));
+    for other in ["namespaces/kube-system/pods", "pods?labelSelector=app%3Dq", "pods?fieldSelector=metadata.name%3Dq"] {
+        assert_eq!(names(other).await, json!([]), "{other}");
+    }
+    assert_eq!(names("nodes").await, json!(["n"]));
+    let one: Value = client.request(get("namespaces/default/pods/p")).await.unwrap();
+    assert_eq!(one["containers"], json!([{"name": "c", "usage": {"cpu": "5000000n", "memory": "2Ki"}}]));
+    let node: Value = client.request(get("nodes/n")).await.unwrap();
+    assert_eq!(node["usage"], json!({"cpu": "5000000n", "memory": "2Ki"}));
+    let code = async |client: &kube::Client, path: &str| match client.request::<Value>(get(path)).await {
+        Err(kube::Error::Api(status)) => status.code,
+        other => panic!("{path}: {other:?}"),
+    };
+    assert_eq!(code(&client, "namespaces/default/pods/q").await, 404);
+    assert_eq!(code(&client, "nodes/m").await, 404);
+    assert_eq!(code(&nobody, "namespaces/default/pods").await, 403);
+    assert_eq!(code(&client, "pods?watch=true").await, 405);
 }

@@ -8,6 +8,8 @@
 //! - A Revision of the class `hpa` is decided by what its pods use, whenever [`usage`] was read anew.
 //! - The status is written after the pods were asked for, and changes that follow each other closely as one.
 
+#[cfg(test)]
+mod knobs;
 mod scaler;
 mod status;
 pub(crate) mod usage;
