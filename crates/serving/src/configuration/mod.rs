@@ -7,9 +7,11 @@ mod resources;
 
 use std::sync::Arc;
 
+use api::serving::annotations::CONFIGURATION_GENERATION_LABEL;
 use api::serving::{Configuration, Revision};
 use client::ObjectKey;
 use client::queue::Outcome;
+use kube::ResourceExt;
 
 use crate::context::Context;
 use crate::meta::is_controlled_by;
@@ -19,7 +21,12 @@ use crate::write::{Write, WriteError};
 ///
 /// Source: `knative/serving/pkg/reconciler/service/service.go`, `CheckNameAvailability`.
 pub(crate) fn is_taken(named: &Revision, configuration: &Configuration) -> bool {
-    !is_controlled_by(named, configuration) || named.spec != configuration.spec.template.spec
+    let generation = resources::generation(configuration).to_string();
+    let of_generation = named.labels().get(CONFIGURATION_GENERATION_LABEL) == Some(&generation);
+    let mut spec = configuration.spec.template.spec.clone();
+    // Filled in when a Revision is made, and in no template that was changed since.
+    spec.pod.enable_service_links = spec.pod.enable_service_links.or(named.spec.pod.enable_service_links);
+    !is_controlled_by(named, configuration) || !of_generation && named.spec != spec
 }
 
 /// What is known about one Configuration.
@@ -52,4 +59,34 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
         context.queues.configurations.add_after(key, wait);
     }
     Ok(Outcome::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_name_is_taken_by_another_owner_or_another_spec() {
+        let spec = |image: &str| json!({"containers": [{"image": image}]});
+        let mut linked = spec("a");
+        linked["enableServiceLinks"] = json!(false);
+        let configuration: Configuration = serde_json::from_value(json!({
+            "metadata": {"name": "hello", "uid": "1", "generation": 3}, "spec": {"template": {"spec": spec("a")}},
+        }))
+        .unwrap();
+        let is_taken = |owner: &str, generation: &str, spec: Value| {
+            let owner = json!({"apiVersion": "serving.knative.dev/v1", "kind": "Configuration", "name": "hello",
+                "uid": owner, "controller": true});
+            let revision = json!({"metadata": {"name": "hello-mine", "ownerReferences": [owner],
+                "labels": {"serving.knative.dev/configurationGeneration": generation}}, "spec": spec});
+            super::is_taken(&serde_json::from_value(revision).unwrap(), &configuration)
+        };
+        assert!(!is_taken("1", "3", spec("a")));
+        assert!(is_taken("2", "3", spec("a")), "another Configuration's");
+        assert!(!is_taken("1", "1", spec("a")), "an earlier generation that said the same");
+        assert!(!is_taken("1", "1", linked), "with what only a new Revision is given");
+        assert!(is_taken("1", "1", spec("b")));
+    }
 }
