@@ -230,6 +230,11 @@ fn autoscaler_changed(context: &Context, change: &Change<PodAutoscaler>) {
 
 fn pod_changed(context: &Context, change: &Change<Pod>) {
     let Some(key) = context.instances.observe(change) else { return };
+    let configuration = change.object().labels().get(CONFIGURATION_LABEL);
+    if let Some(configuration) = configuration.filter(|_| change.new.is_none()) {
+        // A Revision is collected after its last pod.
+        context.queues.configurations.add(ObjectKey::new(&key.namespace, configuration));
+    }
     context.queues.autoscalers.add(key.clone());
     context.queues.instances.add(key.clone());
     context.queues.revisions.add(key);

@@ -163,7 +163,7 @@ impl Domains {
                     wanted = format!("200 {target}-");
                 }
             }
-            let answer = traffic.ask(&domain).await;
+            let answer = traffic.ask(&domain, "").await;
             if !answer.starts_with(&wanted) {
                 self.checks.breach(format!("{domain} was answered by {answer:?}, not by {wanted:?}"));
             }

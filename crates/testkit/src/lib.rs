@@ -4,7 +4,8 @@
 //! | Part | Is |
 //! |---|---|
 //! | API server, store (in memory), serving, functions, autoscaler, link, cluster controllers, gateway | the real code |
-//! | [`nodes`], [`network`], [`traffic`], [`users`], [`domains`], [`images`] | simulated: pods, connections, clients, people, registry |
+//! | [`nodes`], [`network`], [`traffic`], [`images`] | simulated: pods, connections, clients, registry |
+//! | [`users`], [`domains`], [`settings`] | simulated: people |
 //! | [`wire`] | between each client and the API server: delays, refusals, lost answers, cut watches, crashes |
 //! | [`checks`] | the invariants |
 //! | [`os`] | the thread's clock and randomness |
@@ -15,11 +16,14 @@
 pub mod checks;
 pub mod dice;
 pub mod domains;
+mod garbage;
 pub mod images;
 pub mod network;
 pub mod nodes;
 pub mod os;
 pub mod plots;
+mod routes;
+pub mod settings;
 pub mod trace;
 pub mod traffic;
 pub mod users;

@@ -25,6 +25,10 @@ use crate::checks::Checks;
 
 /// Header that says how many microseconds a request takes.
 pub const WORK: &str = "x-work-us";
+/// Header that says how many microseconds after the start of the run a request was sent.
+pub const SENT: &str = "x-sent-us";
+/// Header that asks for a tag.
+pub const TAG: &str = "knative-serving-tag";
 /// Bytes that a connection holds in each direction.
 const BUFFER: usize = 8 * 1024;
 /// Addresses there are; a small number, so that they are used again soon.
@@ -160,7 +164,8 @@ async fn answer(
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let work = Duration::from_micros(header(WORK).parse().unwrap_or_default());
     let _busy = Busy::new(pod.clone());
-    checks.request_in(&pod, header("host"));
+    let sent = checks.start() + Duration::from_micros(header(SENT).parse().unwrap_or_default());
+    checks.request_in(&pod, header("host"), header(TAG), sent);
     if !work.is_zero() {
         sleep(work).await;
     }

@@ -37,6 +37,11 @@ impl Trace {
         Ok(Self { start: Instant::now(), inner: Mutex::new(inner) })
     }
 
+    /// When the run began.
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+
     /// Adds a line.
     pub fn note(&self, what: fmt::Arguments<'_>) {
         let line = format!("{:12.6} {what}", self.start.elapsed().as_secs_f64());

@@ -15,10 +15,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::checks::Checks;
 use crate::dice::Dice;
-use crate::network::WORK;
+use crate::network::{SENT, TAG, WORK};
 use crate::note;
 use crate::trace::Trace;
-use crate::users::{App, Users};
+use crate::users::{App, TAGS, Users};
 
 /// Bytes that a connection holds in each direction.
 const BUFFER: usize = 8 * 1024;
@@ -66,6 +66,7 @@ impl Traffic {
     /// Says whether faults are about to begin, or have ended.
     pub fn set_calm(&self, calm: bool) {
         *self.calm.lock() = calm.then(Instant::now);
+        self.checks.set_calm(calm);
     }
 
     /// Requests sent, and those of them that were refused or broken off.
@@ -112,7 +113,9 @@ impl Traffic {
         self.waiting[index].fetch_add(1, Ordering::Relaxed);
         self.sent.fetch_add(1, Ordering::Relaxed);
         let limit = app.timeout * 2 + MARGIN;
-        let ended = timeout(limit, self.exchange(app.host(), work)).await.unwrap_or(Ended::Unanswered);
+        // A tag in the header leads to its Revision; one that nobody knows changes nothing.
+        let tag = if self.dice.chance(100) { *self.dice.pick::<&str>(&TAGS) } else { "" };
+        let ended = timeout(limit, self.exchange(app.host(), tag, work)).await.unwrap_or(Ended::Unanswered);
         self.waiting[index].fetch_sub(1, Ordering::Relaxed);
         let text = match &ended {
             Ended::Answered(status, text) => format!("{} {text}", status.as_u16()),
@@ -138,16 +141,16 @@ impl Traffic {
         }
     }
 
-    /// Sends a short request for any host; the answer's status and text.
-    pub async fn ask(&self, host: &str) -> String {
+    /// Sends a short request for any host, with a tag in its header if there is one; the answer's status and text.
+    pub async fn ask(&self, host: &str, tag: &str) -> String {
         let limit = Duration::from_secs(120);
-        let exchange = self.exchange(host.to_owned(), Duration::from_millis(1));
+        let exchange = self.exchange(host.to_owned(), tag, Duration::from_millis(1));
         let text = match timeout(limit, exchange).await.unwrap_or(Ended::Unanswered) {
             Ended::Answered(status, text) => format!("{} {text}", status.as_u16()),
             Ended::Broken(why) => format!("broken: {why}"),
             Ended::Unanswered => "unanswered".to_owned(),
         };
-        note!(self.trace, "request to {host}: {text}");
+        note!(self.trace, "request to {host} {tag}: {text}");
         text
     }
 
@@ -176,7 +179,7 @@ impl Traffic {
         self.waiting[index].load(Ordering::Relaxed) >= crate::world::QUEUE_LIMIT
     }
 
-    async fn exchange(&self, host: String, work: Duration) -> Ended {
+    async fn exchange(&self, host: String, tag: &str, work: Duration) -> Ended {
         let (near, far) = duplex(BUFFER);
         let gateway = self.gateway.clone();
         let peer = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 9), 40_000));
@@ -186,7 +189,12 @@ impl Traffic {
             Err(error) => return Ended::Broken(error.to_string()),
         };
         tokio::spawn(async move { drop(connection.await) });
-        let request = Request::get("/").header("host", host).header(WORK, work.as_micros().to_string());
+        let sent = self.trace.start().elapsed().as_micros().to_string();
+        let work = work.as_micros().to_string();
+        let mut request = Request::get("/").header("host", host).header(WORK, work).header(SENT, sent);
+        if !tag.is_empty() {
+            request = request.header(TAG, tag);
+        }
         let request = request.body(Empty::<Bytes>::new()).expect("the request's parts are valid");
         match sender.send_request(request).await {
             Ok(response) => {

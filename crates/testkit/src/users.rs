@@ -1,13 +1,15 @@
 //! People: they make services and functions, change them, break them, repair them, delete them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::conditions::ConditionStatus;
 use api::functions::Function;
+use api::serving::annotations::SERVICE_LABEL;
 use api::serving::{Revision, Service};
-use kube::api::{DeleteParams, PostParams};
-use kube::{Api, Client, Resource};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, Client, Resource, ResourceExt};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -20,6 +22,9 @@ use crate::trace::Trace;
 
 /// Namespaces that services live in.
 pub const NAMESPACES: [&str; 2] = ["blue", "green"];
+
+/// Tags that owners use.
+pub const TAGS: [&str; 3] = ["canary", "next", "stable"];
 
 /// One service or function, as its owner wants it.
 #[derive(Clone, Debug)]
@@ -50,8 +55,12 @@ pub struct App {
     pub window: Duration,
     /// Longest time of a request.
     pub timeout: Duration,
-    /// Percentage that goes to the version before, where there is one.
-    pub old_share: i64,
+    /// A Revision that gets a share of the traffic, and its percentage; the latest one gets the rest.
+    pub pinned: Option<(String, i64)>,
+    /// Tags, each with the Revision that it names; `None` is the latest.
+    pub tags: BTreeMap<&'static str, Option<String>>,
+    /// Seconds over which traffic moves to a new version; 0 leaves it to the platform.
+    pub rollout: u64,
     /// When its owner last changed it.
     pub changed: Instant,
     /// Since when it answers; `None` before its first answer since it was made.
@@ -64,11 +73,16 @@ impl App {
         format!("{}.{}.localhost", self.name, self.namespace)
     }
 
-    fn manifest(&self, previous: Option<&str>) -> Value {
-        if self.function { self.function() } else { self.service(previous) }
+    /// Host of a tag.
+    pub fn tag_host(&self, tag: &str) -> String {
+        format!("{tag}-{}", self.host())
     }
 
-    fn service(&self, previous: Option<&str>) -> Value {
+    fn manifest(&self) -> Value {
+        if self.function { self.function() } else { self.service() }
+    }
+
+    fn service(&self) -> Value {
         let prefix = "autoscaling.knative.dev/";
         let mut annotations = json!({});
         annotations[format!("{prefix}window")] = format!("{}s", self.window.as_secs()).into();
@@ -84,16 +98,13 @@ impl App {
             annotations[format!("{prefix}target")] = "1".into();
         }
         let image = if self.crashes { CRASHES } else { "app" };
-        let mut traffic = json!([{"latestRevision": true, "percent": 100}]);
-        if let Some(previous) = previous.filter(|_| self.old_share > 0) {
-            traffic = json!([
-                {"latestRevision": true, "percent": 100 - self.old_share},
-                {"revisionName": previous, "percent": self.old_share, "tag": "old"},
-            ]);
+        let mut own = json!({});
+        if self.rollout > 0 {
+            own["serving.knative.dev/rollout-duration"] = format!("{}s", self.rollout).into();
         }
         json!({
             "apiVersion": "serving.knative.dev/v1", "kind": "Service",
-            "metadata": {"name": self.name, "namespace": self.namespace},
+            "metadata": {"name": self.name, "namespace": self.namespace, "annotations": own},
             "spec": {
                 "template": {
                     "metadata": {"annotations": annotations},
@@ -102,9 +113,29 @@ impl App {
                         "containers": [{"image": format!("r.example/{image}:v{}", self.version)}],
                     },
                 },
-                "traffic": traffic,
+                "traffic": self.traffic(),
             },
         })
+    }
+
+    fn traffic(&self) -> Vec<Value> {
+        let mut traffic = Vec::new();
+        let pinned = self.pinned.as_ref().map_or(0, |(_, share)| *share);
+        if pinned < 100 {
+            traffic.push(json!({"latestRevision": true, "percent": 100 - pinned}));
+        }
+        if let Some((revision, share)) = &self.pinned {
+            traffic.push(json!({"revisionName": revision, "percent": share}));
+        }
+        for (tag, revision) in &self.tags {
+            match revision {
+                Some(revision) => traffic.push(json!({"revisionName": revision, "tag": tag, "percent": 0})),
+                // A tag may stand beside a share, or have a target of its own.
+                None if *tag == TAGS[0] && pinned < 100 => traffic[0]["tag"] = (*tag).into(),
+                None => traffic.push(json!({"latestRevision": true, "tag": tag, "percent": 0})),
+            }
+        }
+        traffic
     }
 
     fn function(&self) -> Value {
@@ -166,20 +197,21 @@ impl Users {
     }
 
     /// Something that an owner does on a working day.
-    pub async fn act(&self) {
+    /// Returns the app's index.
+    pub async fn act(&self) -> usize {
         let index = self.dice.below(self.apps.lock().len());
         let exists = self.app(index).wanted;
         match self.dice.below(100) {
             _ if !exists => self.make(index).await,
             0..8 => self.delete(index).await,
-            8..20 => {
+            8..18 => {
                 self.change(index, |app| {
                     app.version += 1;
                     app.crashes = !app.function;
                 })
                 .await;
             }
-            20..35 => {
+            18..30 => {
                 let (min, extra) = (self.dice.below(3), self.dice.below(4));
                 self.change(index, |app| {
                     app.version += 1;
@@ -189,7 +221,7 @@ impl Users {
                 })
                 .await;
             }
-            35..45 => self.change(index, |app| app.old_share = if app.old_share > 0 { 0 } else { 30 }).await,
+            30..60 if !self.app(index).function => self.move_traffic(index).await,
             _ => {
                 self.change(index, |app| {
                     app.version += 1;
@@ -198,21 +230,67 @@ impl Users {
                 .await;
             }
         }
+        index
     }
 
-    /// Everybody wants a version that works, and all traffic on it; who sees a version fail makes another.
+    /// Splits the traffic, goes back to the latest version, or adds, moves or removes a tag.
+    async fn move_traffic(&self, index: usize) {
+        let ready = self.ready_revisions(&self.app(index)).await;
+        let any = || (!ready.is_empty()).then(|| self.dice.pick::<String>(&ready).clone());
+        let tag = *self.dice.pick::<&str>(&TAGS);
+        match self.dice.below(10) {
+            0 => self.change(index, |app| app.pinned = None).await,
+            1 => {
+                self.change(index, |app| {
+                    app.tags.remove(tag);
+                })
+                .await;
+            }
+            2..6 => {
+                let (pinned, share) = (any(), *self.dice.pick(&[10, 30, 90, 100]));
+                self.change(index, |app| app.pinned = pinned.clone().map(|revision| (revision, share))).await;
+            }
+            _ => {
+                let revision = any().filter(|_| self.dice.chance(750));
+                self.change(index, |app| {
+                    app.tags.insert(tag, revision.clone());
+                })
+                .await;
+            }
+        }
+    }
+
+    /// Everybody wants a version that works, and all traffic on it; who sees a version fail makes another, and so do some
+    /// others. Tags stay, on versions that work.
     pub async fn repair(&self) {
         for index in 0..self.apps().len() {
-            let failed = self.has_failed(&self.app(index)).await;
+            let app = self.app(index);
+            let (failed, ready) = (self.has_failed(&app).await, self.ready_revisions(&app).await);
+            let anew = failed || self.dice.chance(150);
             self.change(index, |app| {
                 app.wanted = true;
-                app.old_share = 0;
-                if std::mem::take(&mut app.crashes) || failed {
+                app.pinned = None;
+                app.tags.retain(|_, revision| revision.as_ref().is_none_or(|revision| ready.contains(revision)));
+                if std::mem::take(&mut app.crashes) || anew {
                     app.version += 1;
                 }
             })
             .await;
         }
+    }
+
+    /// The app's Revisions that are ready.
+    async fn ready_revisions(&self, app: &App) -> Vec<String> {
+        let params = ListParams::default().labels(&format!("{SERVICE_LABEL}={}", app.name));
+        let revisions = Api::<Revision>::namespaced(self.client.clone(), app.namespace).list(&params).await;
+        let revisions = revisions.map(|list| list.items).unwrap_or_default();
+        let is_ready = |revision: &Revision| {
+            let conditions = revision.status.iter().flat_map(|status| &status.conditions);
+            let mut ready = conditions.filter(|condition| condition.kind == "Ready");
+            revision.metadata.deletion_timestamp.is_none()
+                && ready.any(|condition| condition.status == ConditionStatus::True)
+        };
+        revisions.into_iter().filter(is_ready).map(|revision| revision.name_any()).collect()
     }
 
     /// Whether the newest version was given up.
@@ -234,6 +312,8 @@ impl Users {
             let mut apps = self.apps.lock();
             let app = &mut apps[index];
             (app.wanted, app.changed, app.established) = (false, Instant::now(), None);
+            // Its versions go with it.
+            (app.pinned, app.tags) = (None, BTreeMap::new());
             app.clone()
         };
         note!(self.trace, "{} is deleted by its owner", app.host());
@@ -245,26 +325,27 @@ impl Users {
     }
 
     async fn change(&self, index: usize, change: impl Fn(&mut App)) {
-        let (was, app) = {
+        let app = {
             let mut apps = self.apps.lock();
-            let was = apps[index].wanted;
             change(&mut apps[index]);
             apps[index].changed = Instant::now();
-            (was, apps[index].clone())
+            apps[index].clone()
         };
         note!(
             self.trace,
-            "{} is wanted at version {}{}, scale {}-{}",
+            "{} is wanted at version {}{}, scale {}-{}, beside {:?}, tags {:?}",
             app.host(),
             app.version,
             if app.crashes { ", which crashes" } else { "" },
             app.min_scale,
-            app.max_scale
+            app.max_scale,
+            app.pinned,
+            app.tags
         );
         if app.function {
-            put::<Function>(&self.client, &app, was).await;
+            put::<Function>(&self.client, &app).await;
         } else {
-            put::<Service>(&self.client, &app, was).await;
+            put::<Service>(&self.client, &app).await;
         }
     }
 }
@@ -288,14 +369,16 @@ fn draw(dice: &Dice, index: usize) -> App {
         initial_scale,
         window: Duration::from_secs(*dice.pick(&[6, 20, 60])),
         timeout: Duration::from_secs(*dice.pick(&[10, 30, 60])),
-        old_share: 0,
+        pinned: None,
+        tags: BTreeMap::new(),
+        rollout: *dice.pick(&[0, 0, 10, 30]),
         changed: Instant::now(),
         established: None,
     }
 }
 
 /// What a tool like `kubectl apply` does.
-async fn put<K>(client: &Client, app: &App, update: bool)
+async fn put<K>(client: &Client, app: &App)
 where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
@@ -306,8 +389,7 @@ where
     let api = Api::<K>::namespaced(client.clone(), app.namespace);
     for _ in 0..600 {
         let present = api.get_opt(&app.name).await;
-        let previous = if update { previous_revision(client, app).await } else { None };
-        let mut object: K = match serde_json::from_value(app.manifest(previous.as_deref())) {
+        let mut object: K = match serde_json::from_value(app.manifest()) {
             Ok(object) => object,
             Err(error) => unreachable!("the manifest is one: {error}"),
         };
@@ -323,17 +405,11 @@ where
         match written {
             Ok(()) => return,
             Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => panic!("{}: {error}: {}", app.host(), app.manifest(previous.as_deref())),
+            Err(error) => panic!("{}: {error}: {}", app.host(), app.manifest()),
         }
         sleep(Duration::from_millis(200)).await;
     }
     panic!("{} cannot be written for two minutes", app.host());
-}
-
-/// The newest version that was ready.
-async fn previous_revision(client: &Client, app: &App) -> Option<String> {
-    let service = Api::<Service>::namespaced(client.clone(), app.namespace).get_opt(&app.name).await.ok()??;
-    service.status.and_then(|status| status.latest_ready_revision_name)
 }
 
 async fn delete<K>(client: &Client, app: &App)

@@ -3,6 +3,7 @@
 //! Every request takes some time. While faults are on, some are refused, some answers get lost after the request was
 //! carried out, some writes meet a conflict, watches lag and are cut. A role that crashed gets no answer any more.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use futures::future::BoxFuture;
 use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use kube::Client;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +35,8 @@ pub struct Wire {
     sabotage: Option<Sabotage>,
     /// Writes of roles other than nodes and users, since the start.
     writes: AtomicU64,
+    /// The statuses of Routes that were written, by path: for a wire that is broken on purpose.
+    statuses: Mutex<BTreeMap<String, Vec<Value>>>,
 }
 
 /// Who speaks over the wire.
@@ -46,6 +50,8 @@ pub enum Role {
     Controllers,
     /// The gateway.
     Gateway,
+    /// The API server's own admission, which follows the ConfigMaps.
+    Admission,
     /// Nodes.
     Node,
 }
@@ -62,7 +68,7 @@ impl Wire {
     /// A wire to `server`, without faults at first.
     pub fn new(server: Arc<ApiServer>, trace: Arc<Trace>, seed: u64, sabotage: Option<Sabotage>) -> Arc<Self> {
         let (faults, clients, writes) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { server, trace, faults, seed, clients, sabotage, writes })
+        Arc::new(Self { server, trace, faults, seed, clients, sabotage, writes, statuses: Mutex::default() })
     }
 
     /// Turns faults on or off.
@@ -125,6 +131,7 @@ impl Wire {
         let mut request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
         request.headers_mut().insert(client::WITHOUT_MANAGED_FIELDS, HeaderValue::from_static("true"));
         let request = if self.sabotage.is_some() { self.mend(role, &path, request).await? } else { request };
+        let request = if role == Role::Controllers { self.spoil(&path, request).await? } else { request };
         let mut response = self.server.handle(User::master("system:colibri"), request).await;
         let code = response.status();
         if method != Method::GET {
@@ -192,10 +199,44 @@ impl Wire {
         path: &str,
         request: apiserver::body::Request,
     ) -> Result<apiserver::body::Request, BoxError> {
-        let Some((from, to)) = self.forgery(role, path) else { return Ok(request) };
         let (head, body) = request.into_parts();
-        let text = String::from_utf8(body.collect().await?.to_bytes().into())?;
-        Ok(Request::from_parts(head, body::full(text.replace(to, from))))
+        let mut text = String::from_utf8(body.collect().await?.to_bytes().into())?;
+        for (from, to) in self.forgeries(role, path) {
+            text = text.replace(to, from);
+        }
+        Ok(Request::from_parts(head, body::full(text)))
+    }
+
+    /// A write of the controllers as it arrives over a wire that is broken on purpose.
+    async fn spoil(&self, path: &str, request: apiserver::body::Request) -> Result<apiserver::body::Request, BoxError> {
+        if self.sabotage == Some(Sabotage::CollectUsed)
+            && request.method() == Method::DELETE
+            && path.contains("/revisions/")
+        {
+            let (mut head, _) = request.into_parts();
+            head.uri = the_next(path).parse()?;
+            return Ok(Request::from_parts(head, body::empty()));
+        }
+        let is_status = request.method() == Method::PUT && path.contains("/routes/") && path.ends_with("/status");
+        if !is_status || !matches!(self.sabotage, Some(Sabotage::LoseShare | Sabotage::StaleRoutes)) {
+            return Ok(request);
+        }
+        let (head, body) = request.into_parts();
+        let mut object: Value = serde_json::from_slice(&body.collect().await?.to_bytes())?;
+        let status = &mut object["status"];
+        if self.sabotage == Some(Sabotage::LoseShare) {
+            for target in status["traffic"].as_array_mut().into_iter().flatten().filter(|one| one["percent"] == 1) {
+                target["percent"] = 0.into();
+            }
+        } else {
+            let mut all = self.statuses.lock();
+            let written = all.entry(path.to_owned()).or_default();
+            written.push(status.clone());
+            if written.len().is_multiple_of(5) {
+                *status = written[written.len() - 3].clone();
+            }
+        }
+        Ok(Request::from_parts(head, body::full(object.to_string())))
     }
 
     async fn forge_whole(&self, role: Role, path: &str, response: Response) -> Response {
@@ -206,29 +247,50 @@ impl Wire {
         }
     }
 
-    /// A text that a broken component reads as another.
-    fn forgery(&self, role: Role, path: &str) -> Option<(&'static str, &'static str)> {
+    /// Texts that a broken component reads as others.
+    fn forgeries(&self, role: Role, path: &str) -> &'static [(&'static str, &'static str)] {
+        let (of_maps, of_routes) = (path.contains("/configmaps"), path.contains("/routes"));
         match (self.sabotage, role) {
-            (Some(Sabotage::IgnoreConcurrency), Role::Gateway) => Some(("\"containerConcurrency\":", "\"forged\":")),
+            (Some(Sabotage::IgnoreConcurrency), Role::Gateway) => &[("\"containerConcurrency\":", "\"forged\":")],
             // Of Revisions alone: the PodAutoscalers are made from them, and all else is as it should be.
             (Some(Sabotage::IgnoreMaxScale), Role::Controllers) if path.contains("/revisions") => {
-                Some(("\"autoscaling.knative.dev/max-scale\":", "\"forged\":"))
+                &[("\"autoscaling.knative.dev/max-scale\":", "\"forged\":")]
             }
             (Some(Sabotage::ForgeClaims), Role::Gateway) if path.contains("/clusterdomainclaims") => {
-                Some(("\"spec\":{\"namespace\":\"blue\"}", "\"spec\":{\"namespace\":\"green\"}"))
+                &[("\"spec\":{\"namespace\":\"blue\"}", "\"spec\":{\"namespace\":\"green\"}")]
             }
-            _ => None,
+            (Some(Sabotage::MistakeTags), Role::Gateway) if of_routes => {
+                &[("\"tag\":\"stable\"", "\"tag\":\"canary\""), ("//stable-", "//canary-")]
+            }
+            (Some(Sabotage::JumpRollouts), Role::Controllers) if of_routes || of_maps => {
+                &[("rollout-duration\":", "rollout-forged\":")]
+            }
+            (Some(Sabotage::IgnoreGc), Role::Controllers) if of_maps => {
+                &[("\"max-non-active-revisions\":", "\"forged\":"), ("\"retain-since-", "\"forged-since-")]
+            }
+            (Some(Sabotage::IgnoreSettings), Role::Controllers) if of_maps => {
+                &[("\"max-scale\":", "\"forged\":"), ("\"min-scale\":", "\"forged too\":")]
+            }
+            _ => &[],
         }
     }
 
     /// What a broken component believes to read.
     fn forge(&self, role: Role, path: &str, bytes: Bytes) -> Bytes {
-        let Some((from, to)) = self.forgery(role, path) else { return bytes };
+        let forgeries = self.forgeries(role, path);
         match std::str::from_utf8(&bytes) {
-            Ok(text) if text.contains(from) => text.replace(from, to).into(),
+            Ok(text) if !forgeries.is_empty() => {
+                forgeries.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to)).into()
+            }
             _ => bytes,
         }
     }
+}
+
+/// The path of the Revision that was made after the one of that path.
+fn the_next(path: &str) -> String {
+    let (start, number) = path.rsplit_once('-').unwrap_or((path, ""));
+    format!("{start}-{:05}", number.parse::<u32>().unwrap_or_default() + 1)
 }
 
 struct Watched {

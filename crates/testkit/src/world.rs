@@ -2,8 +2,8 @@
 //!
 //! | minutes | what happens |
 //! |---|---|
-//! | 0-40 | faults; users make, change, break and delete; they map domains; clients send; controllers crash; nodes get lost |
-//! | 40-50 | no faults and no changes; clients send: soon every request must be answered by a pod, and so every domain |
+//! | 0-40 | faults; users make, change, break, delete, split traffic, move tags, map domains; operators change settings; clients send; controllers crash; nodes get lost |
+//! | 40-50 | no faults and no changes, one more restart; clients send: soon every request must be answered by a pod, and so every domain and tag |
 //! | 50-57 | nobody sends: every app settles at its least scale, and then nothing writes any more |
 //! | 57-60 | all apps are deleted: nothing of them is left |
 
@@ -12,16 +12,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::config::{self as settings, Map};
 use api::functions::Function;
-use api::serving::annotations::REVISION_LABEL;
-use api::serving::{Revision, Service};
+use api::serving::annotations::{self, REVISION_LABEL};
+use api::serving::{Revision, Route, Service};
 use apiserver::{Admission, AdmissionError, AdmissionRequest, ApiServer, Operation, User};
 use base::{MappingId, PodId, RevisionId, RouteId};
-use client::Caches;
 use client::link::{AutoscalerLink, GatewayLink, Late, Stat};
+use client::{Caches, Live};
 use futures::future::BoxFuture;
 use gateway::Gateway;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DynamicObject, ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -39,9 +40,10 @@ use crate::images::{Code, Registry};
 use crate::network::{Dial, Network};
 use crate::nodes::Nodes;
 use crate::note;
+use crate::settings::Operators;
 use crate::trace::Trace;
 use crate::traffic::Traffic;
-use crate::users::{App, NAMESPACES, Users};
+use crate::users::{App, NAMESPACES, TAGS, Users};
 use crate::wire::{Role, Wire};
 
 /// Most requests that the gateway lets wait for one Revision.
@@ -88,6 +90,22 @@ pub enum Sabotage {
     KeepGarbage,
     /// The gateway takes the claims of one namespace for another's.
     ForgeClaims,
+    /// The gateway takes one tag for another.
+    MistakeTags,
+    /// One per cent of a split gets lost.
+    LoseShare,
+    /// A Route's status that is late takes the place of a newer one.
+    StaleRoutes,
+    /// The controllers do not know that traffic moves gradually.
+    JumpRollouts,
+    /// The collector of Revisions mistakes one for the one after it.
+    CollectUsed,
+    /// The collector of Revisions does not know the times and the limit in `config-gc`.
+    IgnoreGc,
+    /// The autoscaler does not know the least and the greatest scale in `config-autoscaler`.
+    IgnoreSettings,
+    /// Admission does not see the ConfigMaps.
+    BlindAdmission,
 }
 
 /// What came of a run.
@@ -162,6 +180,7 @@ pub(crate) struct World {
     pub(crate) nodes: Arc<Nodes>,
     users: Arc<Users>,
     domains: Arc<Domains>,
+    operators: Arc<Operators>,
     traffic: Arc<Traffic>,
     pub(crate) gateway: Arc<Link>,
     autoscaler: Arc<Late<dyn AutoscalerLink>>,
@@ -183,7 +202,8 @@ impl World {
     pub(crate) async fn start(plan: &Plan, trace: Arc<Trace>) -> anyhow::Result<Arc<Self>> {
         let seed = plan.seed;
         let server = ApiServer::open(apiserver::Config::default()).await?;
-        server.add_admission(Arc::new(BuiltIn));
+        let admission = Arc::new(BuiltIn { live: Arc::default(), sabotage: plan.sabotage });
+        server.add_admission(admission.clone());
         install(&server.client(User::master("system:colibri"))).await?;
         let wire = Wire::new(server, trace.clone(), seed, plan.sabotage);
         let checks = Checks::new(trace.clone());
@@ -191,6 +211,9 @@ impl World {
         let never = CancellationToken::new();
         let caches = |role| Caches::new(wire.client(role, never.clone()), TaskTracker::new(), never.clone());
         checks.observe(&caches(Role::Observer), &network);
+        if plan.sabotage != Some(Sabotage::BlindAdmission) {
+            admission.live.follow(&caches(Role::Admission));
+        }
 
         // Machine mode binds pods as it makes them; on a cluster there is a scheduler.
         let names: &[&str] = if seed.is_multiple_of(2) { &["node-0"] } else { &["node-0", "node-1", "node-2"] };
@@ -212,6 +235,8 @@ impl World {
         let client = wire.client(Role::User, never);
         let users = Users::new(client.clone(), trace.clone(), dice("users"), plan.apps);
         let domains = Domains::new(client.clone(), trace.clone(), dice("domains"), checks.clone(), &users);
+        let operators = Operators::new(client.clone(), trace.clone(), dice("operators"), checks.clone());
+        operators.begin().await;
         let traffic = Traffic::new(gateway.clone(), users.clone(), checks.clone(), trace.clone(), dice("traffic"));
         let gateway = Arc::new(Link { gateway, sabotage: plan.sabotage });
         let mut world = Self {
@@ -223,6 +248,7 @@ impl World {
             nodes,
             users,
             domains,
+            operators,
             traffic,
             gateway,
             autoscaler,
@@ -286,6 +312,7 @@ impl World {
             tokio::spawn(self.traffic.clone().run(index, quiet));
         }
         tokio::spawn(self.clone().trouble_domains(repair));
+        tokio::spawn(self.clone().trouble_settings(repair));
         if faults {
             let trouble = [
                 tokio::spawn(self.clone().trouble_users(repair)),
@@ -300,8 +327,13 @@ impl World {
         self.wire.set_faults(false);
         self.traffic.set_calm(true);
         self.users.repair().await;
+        // What has begun goes on.
+        let dice = Dice::new(self.seed, "last restart");
+        sleep(dice.seconds(2..30)).await;
+        self.restart_controllers(&dice).await;
         sleep_until(quiet - Duration::from_secs(60)).await;
         self.domains.check(&self.traffic).await?;
+        self.check_traffic().await?;
         sleep_until(settled - Duration::from_secs(60)).await;
         self.check_settled().await?;
         let writes = self.wire.writes();
@@ -331,7 +363,30 @@ impl World {
                 return;
             }
             sleep_until(next).await;
-            self.users.act().await;
+            let app = self.users.app(self.users.act().await);
+            let (tag, by_host) = (*dice.pick::<&str>(&TAGS), dice.chance(500));
+            let (traffic, pause) = (self.traffic.clone(), dice.millis(0..20_000));
+            // Whatever the answer is: no pod but those that the tag leads to may see the request.
+            tokio::spawn(async move {
+                sleep(pause).await;
+                match by_host {
+                    true => traffic.ask(&app.tag_host(tag), "").await,
+                    false => traffic.ask(&app.host(), tag).await,
+                }
+            });
+        }
+    }
+
+    async fn trouble_settings(self: Arc<Self>, end: Instant) {
+        loop {
+            let next = Instant::now() + self.operators.pause();
+            if next + Duration::from_secs(5) >= end {
+                return;
+            }
+            sleep_until(next).await;
+            self.operators.act().await;
+            let operators = self.operators.clone();
+            tokio::spawn(async move { operators.ask().await });
         }
     }
 
@@ -349,7 +404,7 @@ impl World {
             // Whatever the answer is: no pod but those that the domain leads to may see the request.
             tokio::spawn(async move {
                 sleep(pause).await;
-                traffic.ask(&domain).await;
+                traffic.ask(&domain, "").await;
             });
         }
     }
@@ -380,10 +435,35 @@ impl World {
         }
     }
 
+    /// Every rollout has ended, and every tag is answered by the version that it names.
+    async fn check_traffic(&self) -> anyhow::Result<()> {
+        for app in self.users.apps() {
+            let route = Api::<Route>::namespaced(self.client.clone(), app.namespace).get_opt(&app.name).await?;
+            let traffic = route.and_then(|route| route.status).map(|status| status.traffic).unwrap_or_default();
+            let newest = self.newest(&app).await?;
+            let shares = traffic.iter().filter(|target| target.percent.unwrap_or_default() > 0);
+            if !shares.map(|target| target.revision_name.as_ref()).eq([Some(&newest)]) {
+                self.checks.breach(format!("a rollout of {} to {newest} has not ended: {traffic:?}", app.host()));
+            }
+            for (tag, revision) in &app.tags {
+                let wanted = format!("200 {}", revision.as_ref().unwrap_or(&newest));
+                for (host, tag) in [(app.tag_host(tag), ""), (app.host(), *tag)] {
+                    let answer = self.traffic.ask(&host, tag).await;
+                    if answer != wanted {
+                        self.checks.breach(format!("{host} {tag} was answered by {answer:?}, not by {wanted:?}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Every app is as its owner wants it, at its least scale.
     async fn check_settled(&self) -> anyhow::Result<()> {
         let pods = Api::<Pod>::all(self.client.clone()).list(&ListParams::default()).await?.items;
         let revisions = Api::<Revision>::all(self.client.clone()).list(&ListParams::default()).await?.items;
+        let settings = self.checks.settings();
+        self.checks.check_garbage();
         for app in self.users.apps() {
             let object = self.app_object(&app).await?;
             if let Some(why) = not_settled(&app, &object) {
@@ -392,13 +472,22 @@ impl World {
             let newest = self.newest(&app).await?;
             for revision in revisions.iter().filter(|revision| belongs(revision, &app)) {
                 let name = revision.name_any();
-                let wanted = if name == newest { app.min_scale as usize } else { 0 };
+                let least = if self.checks.is_served(app.namespace, &name) {
+                    least_scale(revision, &settings.autoscaler)
+                } else {
+                    0
+                };
+                let wanted = if name == newest { least.max(app.min_scale as usize) } else { least };
                 let of_revision = pods.iter().filter(|pod| {
                     pod.namespace().as_deref() == Some(app.namespace) && pod.labels().get(REVISION_LABEL) == Some(&name)
                 });
                 let count = of_revision.count();
                 if count != wanted {
-                    self.checks.breach(format!("{name} of {} rests with {count} pods, not {wanted}", app.host()));
+                    let least = settings.autoscaler.min_scale;
+                    self.checks.breach(format!(
+                        "{name} of {} rests with {count} pods, not {wanted}; min-scale in config-autoscaler is {least}",
+                        app.host()
+                    ));
                 }
                 let told = revision.status.as_ref().and_then(|status| status.actual_replicas).unwrap_or_default();
                 if usize::try_from(told).ok() != Some(count) {
@@ -452,6 +541,14 @@ impl World {
         }
         Ok(found)
     }
+}
+
+/// Pods of a Revision that a Route leads to and nobody asks anything.
+fn least_scale(revision: &Revision, settings: &settings::Autoscaler) -> usize {
+    let own = |key| annotations::value(revision.annotations(), key).and_then(|text| text.parse::<i32>().ok());
+    let least = own(annotations::MIN_SCALE).unwrap_or(settings.min_scale);
+    let most = own(annotations::MAX_SCALE).unwrap_or(settings.max_scale);
+    usize::try_from(if most > 0 { least.min(most) } else { least }).unwrap_or_default()
 }
 
 fn belongs(revision: &Revision, app: &App) -> bool {
@@ -527,35 +624,38 @@ async fn install(client: &Client) -> anyhow::Result<()> {
     for definition in api::crds::all() {
         definitions.create(&PostParams::default(), &definition).await?;
     }
-    let config_maps = Api::<ConfigMap>::namespaced(client.clone(), api::SYSTEM_NAMESPACE);
     let namespaces = Api::<Namespace>::all(client.clone());
     for name in NAMESPACES.into_iter().chain([api::SYSTEM_NAMESPACE]) {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
     }
-    let network = json!({
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": api::config::network::NAME},
-        "data": {"autocreate-cluster-domain-claims": "true"},
-    });
-    config_maps.create(&PostParams::default(), &serde_json::from_value(network)?).await?;
     Ok(())
 }
 
-/// Defaults and checks of Knative's kinds and of Functions, as the binary adds them.
-struct BuiltIn;
+/// Defaults and checks of Knative's kinds and of the ConfigMaps, as the binary adds them.
+struct BuiltIn {
+    live: Arc<Live>,
+    sabotage: Option<Sabotage>,
+}
 
 impl Admission for BuiltIn {
     fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> Result<Vec<String>, AdmissionError> {
-        use api::serving::admission::{self, Kind, Settings};
+        use api::serving::admission::{self, Kind};
         if request.operation == Operation::Delete || !request.subresource.is_empty() {
             return Ok(Vec::new());
         }
         let refuse = |message: String| AdmissionError { code: 400, message };
         if let Some(kind) = Kind::parse(request.kind).filter(|_| request.group == "serving.knative.dev") {
-            let settings = Settings::default();
+            let settings = self.live.get();
             admission::default(kind, object, request.old, &request.user.name, &settings).map_err(refuse)?;
             let verdict = admission::validate(kind, object, request.old, &settings);
             verdict.error.map_or(Ok(()), |error| Err(refuse(error)))?;
+        }
+        let is_setting = request.kind == "ConfigMap" && request.namespace == api::SYSTEM_NAMESPACE;
+        let map = Map::of(object["metadata"]["name"].as_str().unwrap_or_default());
+        if let Some(map) = map.filter(|_| is_setting && self.sabotage != Some(Sabotage::BlindAdmission)) {
+            let data = serde_json::from_value(object["data"].clone()).unwrap_or_default();
+            map.check(&data).map_err(|error| refuse(error.to_string()))?;
         }
         Ok(Vec::new())
     }

@@ -20,7 +20,10 @@ pub(super) fn collect(observed: &Observed, settings: &Gc, now: Timestamp) -> (Ve
     let configuration = observed.configuration.as_ref();
     let latest = configuration.status.as_ref().and_then(|status| status.latest_ready_revision_name.as_deref());
     let own = observed.revisions.iter().filter(|revision| is_controlled_by(revision.as_ref(), configuration));
-    let unused = own.filter(|revision| latest != revision.metadata.name.as_deref() && is_unused(revision));
+    // The one that the template asks for would not be made again.
+    let wanted = observed.named.as_ref().and_then(|named| named.metadata.name.as_deref());
+    let is_kept = |name: Option<&str>| name == latest || name == wanted;
+    let unused = own.filter(|revision| !is_kept(revision.metadata.name.as_deref()) && is_unused(revision));
     let mut unused: Vec<&Arc<Revision>> = unused.collect();
     unused.sort_by_key(|revision| (last_active(revision), revision.name_any()));
     let spare = unused.len().saturating_sub(min_non_active);
@@ -103,6 +106,15 @@ mod tests {
 
     fn now() -> Timestamp {
         Timestamp::from_second(1_000 * HOUR).unwrap()
+    }
+
+    #[test]
+    fn the_revision_that_is_wanted_stays() {
+        let none_kept = Gc { min_non_active: 0, max_non_active: Some(0), ..Gc::default() };
+        let mut observed = observed(&[("old", 100, 90, "reserve"), ("new", 100, 90, "reserve")]);
+        observed.named = Some(observed.revisions[1].clone());
+        let (gone, _) = collect(&observed, &none_kept, now());
+        assert_eq!(gone.iter().map(|revision| revision.name_any()).collect::<Vec<_>>(), ["old"]);
     }
 
     fn check(settings: Gc, revisions: &[(&str, i64, i64, &str)], gone: &[&str], wait_hours: Option<i64>) {

@@ -50,7 +50,9 @@ fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
 pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
     let Some(observed) = observe(&context, &key) else { return Ok(Outcome::Done) };
     let settings = context.live.get();
-    let (unused, wait) = gc::collect(&observed, &settings.gc, context.now());
+    let (mut unused, wait) = gc::collect(&observed, &settings.gc, context.now());
+    // Pods go in order, when they are drained; the end of the last one leads back here.
+    unused.retain(|revision| !context.instances.has_pods(&ObjectKey::of(revision.as_ref())));
     let mut writes = plan::plan(&observed, context.now());
     // One that was just put to use again is not the one that was seen.
     writes.extend(unused.into_iter().map(|revision| Write::DeleteUnchanged(Revision::clone(&revision).into())));

@@ -126,6 +126,11 @@ impl Instances {
         self.0.lock().get(key).map(|entry| entry.staying().cloned().collect()).unwrap_or_default()
     }
 
+    /// Whether a Revision has a pod, be it on its way out.
+    pub(crate) fn has_pods(&self, key: &ObjectKey) -> bool {
+        self.0.lock().get(key).is_some_and(|entry| !entry.pods.is_empty() || !entry.expected.is_empty())
+    }
+
     /// Why the API server refused the last pod.
     pub(crate) fn refusal(&self, key: &ObjectKey) -> Option<String> {
         self.0.lock().get(key).and_then(|entry| entry.refused.clone())

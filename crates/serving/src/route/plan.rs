@@ -47,10 +47,12 @@ pub(super) fn plan(observed: &Observed, naming: &Naming<'_>, now: Timestamp) -> 
     let status = status(observed, split, naming, now);
     let mut writes = placeholders(observed, naming);
     // Revisions are marked before the traffic moves to them, and unmarked after it has left.
-    writes.extend(routing_states(observed, &status, now));
+    let (marks, unmarks) = routing_states(observed, &status, now);
+    writes.extend(marks);
     if route.status.as_ref() != Some(&status) {
         writes.push(Write::Status(Route { status: Some(status), ..route.clone() }.into()));
     }
+    writes.extend(unmarks);
     Plan { writes, resolved, next_step }
 }
 
@@ -210,29 +212,35 @@ fn placeholders(observed: &Observed, naming: &Naming<'_>) -> Vec<Write> {
     writes
 }
 
-/// Marks the Revisions that the Route names as active, and those that it has left as reserve.
-fn routing_states(observed: &Observed, status: &RouteStatus, now: Timestamp) -> Vec<Write> {
+/// Marks the Revisions that the Route names as active, and then those that it has left as reserve.
+fn routing_states(observed: &Observed, status: &RouteStatus, now: Timestamp) -> (Vec<Write>, Vec<Write>) {
     let route = observed.route.name_any();
     let named = |revision: &Revision| {
         let name = revision.name_any();
         let shown = status.traffic.iter().any(|target| target.revision_name.as_ref() == Some(&name));
         shown || observed.route.spec.traffic.iter().any(|target| target.revision_name.as_ref() == Some(&name))
     };
-    let marked = observed.revisions.values().filter(|revision| named(revision)).map(|revision| (revision, true));
     // A Revision that never had traffic bears its Route's name from birth; while it is the newest it may yet get some.
+    // One that was just born its Configuration's status does not know yet.
     let newest = |revision: &Revision| {
         let name = revision.name_any();
+        let generation = revision.labels().get(keys::CONFIGURATION_GENERATION_LABEL).and_then(|text| text.parse().ok());
         observed.configurations.values().any(|configuration| {
             let status = configuration.status.as_ref();
-            status.and_then(|status| status.latest_created_revision_name.as_ref()) == Some(&name)
+            let is_latest = status.and_then(|status| status.latest_created_revision_name.as_ref()) == Some(&name);
+            let is_own = revision.labels().get(keys::CONFIGURATION_LABEL) == Some(&configuration.name_any());
+            is_latest || (is_own && generation >= configuration.metadata.generation)
         })
     };
     let pending = |revision: &Revision| {
         revision.labels().get(keys::ROUTING_STATE_LABEL).is_some_and(|state| state == "pending") && newest(revision)
     };
+    let active = observed.revisions.values().filter(|revision| named(revision));
     let left = observed.routed.iter().filter(|revision| !named(revision) && !pending(revision));
-    let left = left.map(|revision| (revision, false));
-    marked.chain(left).filter_map(|(revision, active)| routing_state(revision, &route, active, now)).collect()
+    (
+        active.filter_map(|revision| routing_state(revision, &route, true, now)).collect(),
+        left.filter_map(|revision| routing_state(revision, &route, false, now)).collect(),
+    )
 }
 
 fn routing_state(revision: &Revision, route: &str, active: bool, now: Timestamp) -> Option<Write> {
@@ -263,4 +271,78 @@ fn routing_state(revision: &Revision, route: &str, active: bool, now: Timestamp)
         next.annotations_mut().insert(keys::ROUTES_ANNOTATION.to_owned(), joined);
     }
     Some(Write::Update(next.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use api::config::Settings;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::Addresses;
+
+    fn revision(name: &str, generation: &str, state: &str) -> Arc<Revision> {
+        let revision = json!({
+            "metadata": {
+                "name": name, "namespace": "default", "annotations": {keys::ROUTES_ANNOTATION: "c"},
+                "labels": {
+                    keys::ROUTING_STATE_LABEL: state, keys::CONFIGURATION_LABEL: "c",
+                    keys::CONFIGURATION_GENERATION_LABEL: generation,
+                },
+            },
+            "spec": {}, "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+        });
+        Arc::new(serde_json::from_value(revision).unwrap())
+    }
+
+    /// A Route that serves `shown` and follows its Configuration, which has that generation and status.
+    fn observed(generation: i64, status: Value, shown: &str, routed: &[Arc<Revision>]) -> Observed {
+        let meta = json!({"name": "c", "namespace": "default", "generation": generation});
+        let route = json!({
+            "metadata": meta, "spec": {"traffic": [{"configurationName": "c", "percent": 100}]},
+            "status": {"traffic": [{"revisionName": shown, "latestRevision": true, "percent": 100}]},
+        });
+        let latest = status["latestReadyRevisionName"].clone();
+        let configuration = json!({"metadata": meta, "spec": {"template": {"spec": {}}}, "status": status});
+        let named = routed.iter().filter(|revision| latest == revision.name_any());
+        Observed {
+            route: Arc::new(serde_json::from_value(route).unwrap()),
+            configurations: [("c".to_owned(), Arc::new(serde_json::from_value(configuration).unwrap()))].into(),
+            revisions: named.map(|revision| (revision.name_any(), revision.clone())).collect(),
+            routed: routed.to_vec(),
+            placeholders: BTreeMap::new(),
+            owned_placeholders: Vec::new(),
+            programmed: true,
+        }
+    }
+
+    fn writes(observed: &Observed) -> Vec<String> {
+        let naming = Naming { addresses: &Addresses::default(), settings: &Settings::default() };
+        let plan = plan(observed, &naming, Timestamp::UNIX_EPOCH);
+        plan.writes.iter().skip(1).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_revision_is_left_after_the_traffic_has_left_it() {
+        let routed = [revision("c-1", "1", "active"), revision("c-2", "2", "pending")];
+        let status = json!({"latestReadyRevisionName": "c-2", "latestCreatedRevisionName": "c-2"});
+        let wanted = ["update Revision default/c-2", "status Route default/c", "update Revision default/c-1"];
+        assert_eq!(writes(&observed(2, status, "c-1", &routed)), wanted);
+    }
+
+    #[test]
+    fn a_revision_that_was_just_born_is_not_left() {
+        let routed = [revision("c-1", "1", "active"), revision("c-2", "2", "pending")];
+        let status = json!({"latestReadyRevisionName": "c-1", "latestCreatedRevisionName": "c-1"});
+        for generation in [1, 2] {
+            let told = writes(&observed(generation, status.clone(), "c-1", &routed));
+            assert!(!told.iter().any(|write| write.contains("c-2")), "{told:?}");
+        }
+        // One that was overtaken before it had any traffic is.
+        let told = writes(&observed(3, status, "c-1", &routed));
+        assert!(told.iter().any(|write| write == "update Revision default/c-2"), "{told:?}");
+    }
 }

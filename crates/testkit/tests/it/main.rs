@@ -90,6 +90,46 @@ fn a_gateway_that_mistakes_claims_is_noticed() {
 }
 
 #[test]
+fn a_gateway_that_mistakes_tags_is_noticed() {
+    noticed("mistake-tags", "canary", &[]);
+}
+
+#[test]
+fn a_share_that_gets_lost_is_noticed() {
+    noticed("lose-share", "are not 100 together", &[]);
+}
+
+#[test]
+fn a_rollout_that_goes_back_is_noticed() {
+    noticed("stale-routes", "goes back", &[]);
+}
+
+#[test]
+fn a_rollout_that_jumps_is_noticed() {
+    noticed("jump-rollouts", "begins with more than 1 %", &[]);
+}
+
+#[test]
+fn a_collector_of_the_wrong_revisions_is_noticed() {
+    noticed("collect-used", "is collected", &[]);
+}
+
+#[test]
+fn a_collector_that_does_not_know_config_gc_is_noticed() {
+    noticed("ignore-gc", "config-gc says", &[]);
+}
+
+#[test]
+fn an_autoscaler_that_does_not_know_config_autoscaler_is_noticed() {
+    noticed("ignore-settings", "in config-autoscaler is", &[]);
+}
+
+#[test]
+fn admission_that_does_not_see_the_config_maps_is_noticed() {
+    noticed("blind-admission", "was not refused with", &[]);
+}
+
+#[test]
 fn reports_that_get_lost_are_noticed() {
     noticed("lose-reports", "all has been well for a while", &["--calm"]);
 }
