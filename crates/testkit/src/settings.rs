@@ -67,7 +67,7 @@ impl Operators {
         }
         match self.dice.below(4) {
             0 => self.apply(autoscaler::NAME, self.autoscaler()).await,
-            1 => self.apply(network::NAME, network_data(self.dice.pick::<&str>(&["0", "0", "20"]))).await,
+            1 => self.apply(network::NAME, network_data(self.dice.pick::<&str>(&["0", "0", "0", "0", "20"]))).await,
             2 => self.apply(defaults::NAME, self.defaults()).await,
             _ => self.apply(gc::NAME, self.gc()).await,
         }

@@ -82,7 +82,7 @@ impl Traffic {
     /// Sends bursts to one app, with pauses, until `end`.
     pub async fn run(self: Arc<Self>, index: usize, end: Instant) {
         loop {
-            let pause = if self.dice.chance(300) { self.dice.seconds(400..1_200) } else { self.dice.seconds(20..300) };
+            let pause = if self.dice.chance(300) { self.dice.seconds(500..1_500) } else { self.dice.seconds(30..420) };
             sleep(pause).await;
             if Instant::now() >= end {
                 return;

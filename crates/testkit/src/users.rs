@@ -371,7 +371,7 @@ fn draw(dice: &Dice, index: usize) -> App {
         timeout: Duration::from_secs(*dice.pick(&[10, 30, 60])),
         pinned: None,
         tags: BTreeMap::new(),
-        rollout: *dice.pick(&[0, 0, 10, 30]),
+        rollout: *dice.pick(&[0, 0, 0, 0, 10, 30]),
         changed: Instant::now(),
         established: None,
     }

@@ -358,7 +358,7 @@ impl World {
     async fn trouble_users(self: Arc<Self>, end: Instant) {
         let dice = Dice::new(self.seed, "pauses of users");
         loop {
-            let next = Instant::now() + dice.seconds(15..180);
+            let next = Instant::now() + dice.seconds(25..280);
             if next >= end {
                 return;
             }
@@ -393,7 +393,7 @@ impl World {
     async fn trouble_domains(self: Arc<Self>, end: Instant) {
         let dice = Dice::new(self.seed, "pauses of owners");
         loop {
-            let next = Instant::now() + dice.seconds(10..240);
+            let next = Instant::now() + dice.seconds(20..340);
             // Whoever maps a domain at the last moment would not be done when everything has to be.
             if next + Duration::from_secs(5) >= end {
                 return;
