@@ -6,14 +6,16 @@ mod plan;
 mod resources;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use api::serving::annotations::CONFIGURATION_GENERATION_LABEL;
+use api::config::Settings;
+use api::serving::annotations as keys;
 use api::serving::{Configuration, Revision};
 use client::ObjectKey;
 use client::queue::Outcome;
 use kube::ResourceExt;
 
-use crate::context::Context;
+use crate::context::{Context, revision_id};
 use crate::meta::is_controlled_by;
 use crate::write::{Write, WriteError};
 
@@ -22,11 +24,41 @@ use crate::write::{Write, WriteError};
 /// Source: `knative/serving/pkg/reconciler/service/service.go`, `CheckNameAvailability`.
 pub(crate) fn is_taken(named: &Revision, configuration: &Configuration) -> bool {
     let generation = resources::generation(configuration).to_string();
-    let of_generation = named.labels().get(CONFIGURATION_GENERATION_LABEL) == Some(&generation);
+    let of_generation = named.labels().get(keys::CONFIGURATION_GENERATION_LABEL) == Some(&generation);
     let mut spec = configuration.spec.template.spec.clone();
     // Filled in when a Revision is made, and in no template that was changed since.
     spec.pod.enable_service_links = spec.pod.enable_service_links.or(named.spec.pod.enable_service_links);
     !is_controlled_by(named, configuration) || !of_generation && named.spec != spec
+}
+
+/// Time after which the pods of a Revision that nobody uses are looked at again.
+const BUSY_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the pods of a Revision that nobody uses are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pods {
+    /// They go by themselves, each when it is drained; the end of the last one leads back to the Configuration.
+    Leaving,
+    /// They would stay, and have requests.
+    Busy,
+    /// They may go with the Revision, if there are any.
+    Idle,
+}
+
+impl Pods {
+    fn of(context: &Context, revision: &Revision, settings: &Settings) -> Self {
+        let (key, autoscaler) = (ObjectKey::of(revision), &settings.autoscaler);
+        let class = keys::value(revision.annotations(), keys::CLASS).unwrap_or(&autoscaler.class);
+        if !context.instances.has_pods(&key) {
+            Self::Idle
+        } else if class == keys::CLASS_KPA && autoscaler.enable_scale_to_zero {
+            Self::Leaving
+        } else if context.gateway.load(&revision_id(&key)) > 0 {
+            Self::Busy
+        } else {
+            Self::Idle
+        }
+    }
 }
 
 /// What is known about one Configuration.
@@ -50,9 +82,14 @@ fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
 pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
     let Some(observed) = observe(&context, &key) else { return Ok(Outcome::Done) };
     let settings = context.live.get();
-    let (mut unused, wait) = gc::collect(&observed, &settings.gc, context.now());
-    // Pods go in order, when they are drained; the end of the last one leads back here.
-    unused.retain(|revision| !context.instances.has_pods(&ObjectKey::of(revision.as_ref())));
+    let (mut unused, mut wait) = gc::collect(&observed, &settings.gc, context.now());
+    unused.retain(|revision| {
+        let pods = Pods::of(&context, revision, &settings);
+        if pods == Pods::Busy {
+            wait = Some(wait.map_or(BUSY_PAUSE, |wait| wait.min(BUSY_PAUSE)));
+        }
+        pods == Pods::Idle
+    });
     let mut writes = plan::plan(&observed, context.now());
     // One that was just put to use again is not the one that was seen.
     writes.extend(unused.into_iter().map(|revision| Write::DeleteUnchanged(Revision::clone(&revision).into())));

@@ -5,7 +5,7 @@ mod fake;
 mod usage;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base::RevisionId;
@@ -28,6 +28,7 @@ const REVISIONS: &str = "/apis/serving.knative.dev/v1/revisions";
 
 struct Platform {
     api: Api,
+    gateway: Arc<Gateway>,
     serving: Arc<Serving>,
     stop: CancellationToken,
 }
@@ -53,10 +54,10 @@ async fn platform(api: Api) -> Platform {
     let gateway = Arc::new(Gateway { api: api.clone(), load: AtomicUsize::new(0) });
     let addresses = Addresses { public_port: Some(8080), ..Addresses::default() };
     let config = Config { addresses, node_name: Some("node".to_owned()), clock: now, ..Config::default() };
-    let serving = Serving::start(config, caches, gateway, Arc::new(Registry), tasks, stop.clone()).await;
+    let serving = Serving::start(config, caches, gateway.clone(), Arc::new(Registry), tasks, stop.clone()).await;
     // Every watch is open then: this API server tells none of what was before.
     sleep(Duration::from_millis(1)).await;
-    Platform { api, serving, stop }
+    Platform { api, gateway, serving, stop }
 }
 
 /// A ConfigMap of the platform.
@@ -504,6 +505,34 @@ async fn revisions_that_nobody_uses_go_in_their_time() {
     sleep(Duration::from_secs(700)).await;
     assert_eq!(names(), ["hello-00003"]);
     platform.until("Ready", "True").await;
+}
+
+/// A Revision that is to be collected at once, whose pod goes to zero, or stays by its class or by the platform's word.
+#[tokio::test(start_paused = true)]
+async fn no_revision_is_collected_under_its_requests() {
+    let none_kept = json!({"min-non-active-revisions": "0", "max-non-active-revisions": "0"});
+    let rows = [("kpa", "true"), ("hpa", "true"), ("kpa", "false")];
+    for (class, to_zero) in rows {
+        let platform = platform(Api::new()).await;
+        let class = json!({"autoscaling.knative.dev/class": format!("{class}.autoscaling.knative.dev")});
+        platform.api.put(CONFIG_MAPS, config_map("config-gc", none_kept.clone()));
+        platform.api.put(CONFIG_MAPS, config_map("config-autoscaler", json!({"enable-scale-to-zero": to_zero})));
+        platform.api.put(SERVICES, service("r.example/hello:v1", class.clone()));
+        platform.until("Ready", "True").await;
+        platform.gateway.load.store(1, Ordering::SeqCst);
+        platform.report(1.0);
+        platform.api.put(SERVICES, service("r.example/hello:v2", class.clone()));
+        platform.until("Ready", "True").await;
+        sleep(Duration::from_secs(20)).await;
+        assert_eq!(pods_of(&platform, "hello-00001"), 1, "{class} {to_zero}");
+        assert!(platform.api.get(REVISIONS, "hello-00001").is_some(), "{class} {to_zero}");
+
+        platform.gateway.load.store(0, Ordering::SeqCst);
+        platform.report(0.0);
+        sleep(Duration::from_secs(120)).await;
+        assert!(platform.api.get(REVISIONS, "hello-00001").is_none(), "{class} {to_zero}");
+        assert!(platform.api.get(REVISIONS, "hello-00002").is_some(), "{class} {to_zero}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
