@@ -5,8 +5,8 @@ use std::time::Duration;
 use api::config::Gc;
 use tokio::time::Instant;
 
-/// The API server's times are whole seconds.
-const ROUNDING: Duration = Duration::from_secs(2);
+/// Times are whole seconds, and of the moment when somebody decided to write them: faults delay that by up to 3 s.
+const EARLY: Duration = Duration::from_secs(5);
 /// Time after which what is due must have gone, in calm times.
 const MARGIN: Duration = Duration::from_secs(60);
 
@@ -29,7 +29,7 @@ impl Unused {
 
     /// Whether it may be collected while there are so many others that nobody uses.
     pub(crate) fn may_go(self, gc: &Gc, others: usize, now: Instant) -> bool {
-        let stale = self.due(gc).is_some_and(|due| due <= now + ROUNDING);
+        let stale = self.due(gc).is_some_and(|due| due <= now + EARLY);
         (stale && others >= gc.min_non_active) || gc.max_non_active.is_some_and(|most| others >= most)
     }
 }
