@@ -8,7 +8,7 @@ mod world;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base::{PodId, RevisionId, RouteId};
 use bytes::Bytes;
@@ -311,7 +311,9 @@ async fn shares_tags_and_audiences() {
         "data": {"tag-header-based-routing": "Enabled"}});
     world.api.put(CONFIG_MAPS, features);
     let mut in_row = 0;
+    let start = Instant::now();
     while in_row < 20 {
+        assert!(start.elapsed() < Duration::from_secs(30), "the header has no effect");
         let new = text(send(world.public, tagged("split.ns.localhost")).await).await == "new";
         in_row = if new { in_row + 1 } else { 0 };
     }
