@@ -172,3 +172,49 @@ fn is_migrated(configuration: &Configuration, route: &Route) -> bool {
     let served = status.traffic.iter().map(|target| bare(target, target.revision_name.clone()));
     wanted.eq(served)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn object<K: serde::de::DeserializeOwned>(generation: i64, spec: &Value, status: Value) -> Arc<K> {
+        let owner = json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service", "name": "hello", "uid": "1",
+            "controller": true});
+        let metadata = json!({"name": "hello", "namespace": "default", "uid": "1", "generation": generation,
+            "ownerReferences": [owner]});
+        Arc::new(serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": status})).unwrap())
+    }
+
+    /// Reason of the two conditions while the children are at those generations, and traffic goes to that Revision.
+    fn reasons(configuration: i64, route: i64, served: &str) -> [Option<String>; 2] {
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        let template = json!({"spec": {"containers": [{"image": "a"}]}});
+        let traffic = json!([{"revisionName": served, "percent": 100, "latestRevision": true}]);
+        let latest = json!({"conditions": ready, "observedGeneration": 2, "latestReadyRevisionName": "hello-00002"});
+        let routed = json!({"conditions": ready, "observedGeneration": 2, "traffic": traffic});
+        let target = json!([{"configurationName": "hello", "latestRevision": true, "percent": 100}]);
+        let observed = Observed {
+            service: object(1, &json!({"template": template}), json!({})),
+            configuration: Some(object(configuration, &json!({"template": template}), latest)),
+            route: Some(object(route, &json!({"traffic": target}), routed)),
+            named: None,
+        };
+        let status = status(&observed, Timestamp::UNIX_EPOCH);
+        [CONFIGURATIONS_READY, ROUTES_READY].map(|kind| {
+            status.conditions.iter().find(|condition| condition.kind == kind).and_then(|found| found.reason.clone())
+        })
+    }
+
+    #[test]
+    fn children_that_are_behind_are_not_ready() {
+        let reason = |text: &str| Some(text.to_owned());
+        assert_eq!(reasons(2, 2, "hello-00002"), [None, None]);
+        assert_eq!(reasons(3, 2, "hello-00002"), [reason("OutOfDate"), None]);
+        assert_eq!(reasons(2, 3, "hello-00002"), [None, reason("OutOfDate")]);
+        assert_eq!(reasons(2, 2, "hello-00001"), [None, reason("TrafficNotMigrated")]);
+    }
+}
