@@ -16,6 +16,50 @@ pub enum Failure {
     /// No Host header, or one that cannot be a host.
     #[error("the request names no valid host")]
     NoHost,
+    /// Bytes that are no request, or could be read as more than one.
+    #[error("the request is malformed: {cause}")]
+    Malformed {
+        /// What is wrong with it.
+        cause: &'static str,
+    },
+    /// A version other than HTTP/1.0, HTTP/1.1 and HTTP/2.
+    #[error("this HTTP version is not served here")]
+    Version,
+    /// A transfer coding that a gateway would have to undo.
+    #[error("the request has a Transfer-Encoding other than chunked")]
+    Coding,
+    /// The head is too long.
+    #[error("the request's head is longer than {limit_bytes} bytes")]
+    HeadTooLarge {
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// The head has too many lines.
+    #[error("the request has more than {limit} header fields")]
+    TooManyFields {
+        /// The limit.
+        limit: usize,
+    },
+    /// The target is too long.
+    #[error("the request's target is longer than {limit_bytes} bytes")]
+    TargetTooLong {
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// The head did not come in time.
+    #[error("the request's head was not complete within {limit:?}")]
+    HeadTimeout {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The body did not come on.
+    #[error("fewer than {bytes} bytes of the request's body came within {limit:?}")]
+    BodyTimeout {
+        /// So many would have been enough.
+        bytes: u64,
+        /// The limit.
+        limit: Duration,
+    },
     /// No Route claims the host.
     #[error("no service is reachable at this host")]
     NoRoute,
@@ -83,7 +127,12 @@ impl Failure {
     /// Status of the answer.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::NoHost => StatusCode::BAD_REQUEST,
+            Self::NoHost | Self::Malformed { .. } => StatusCode::BAD_REQUEST,
+            Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::Coding => StatusCode::NOT_IMPLEMENTED,
+            Self::HeadTooLarge { .. } | Self::TooManyFields { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TargetTooLong { .. } => StatusCode::URI_TOO_LONG,
+            Self::HeadTimeout { .. } | Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::BodyTooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
@@ -96,9 +145,9 @@ impl Failure {
     /// Whose side failed.
     pub fn side(&self) -> Side {
         match self {
-            Self::NoHost | Self::NoRoute | Self::BodyTooLong { .. } | Self::Connect => Side::Client,
             Self::NoRevision | Self::QueueFull | Self::QueueTimeout { .. } | Self::Stopping => Side::Platform,
             Self::Unreachable | Self::Broken | Self::Timeout { .. } => Side::Workload,
+            _ => Side::Client,
         }
     }
 

@@ -14,6 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::answer::Failure;
 use crate::revision::{Shared, Slot};
 use crate::upstream::Http1;
 
@@ -35,6 +36,17 @@ pub enum BodyError {
     /// The connection broke.
     #[error("the connection broke")]
     Broken(#[source] hyper::Error),
+}
+
+/// Why the client is to blame for an exchange that broke, if it is: what it sent of the body was refused.
+pub fn broken_by_client(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.into_iter().find_map(|cause| {
+        if let Some(BodyError::TooLong { limit_bytes }) = cause.downcast_ref() {
+            return Some(Failure::BodyTooLong { limit_bytes: *limit_bytes });
+        }
+        cause.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref().cloned()
+    })
 }
 
 /// A request's body on its way to the instance.

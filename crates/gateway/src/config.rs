@@ -12,18 +12,8 @@ pub struct Config {
     pub grace: Duration,
     /// Most requests that may wait for one revision; one more is answered 503. Default 10,000.
     pub queue_limit: usize,
-    /// Most client connections at once; further ones wait in the listener's backlog. Default 50,000.
-    pub connection_limit: usize,
-    /// Most bytes of a request's head; more is answered 431. Default 64 KiB, at least 8 KiB.
-    pub header_limit_bytes: usize,
-    /// Most header lines of a request; more is answered 431. Default 128.
-    pub header_count_limit: usize,
-    /// Longest time that a client may take to send a request's head, and longest time that a connection may idle
-    /// before its next request. Default 60 s.
-    pub header_timeout: Duration,
-    /// Most bytes of a request's body; more is answered 413, or the request is broken off where the length was not
-    /// announced. Bodies are streamed, never held, so the default is no limit.
-    pub request_body_limit_bytes: Option<u64>,
+    /// What clients may send, and how long they may take, until the ConfigMap `config-gateway` says otherwise.
+    pub clients: api::config::Gateway,
     /// Longest time to connect to an instance; then it is probed again before it gets another request. Default 3 s.
     pub connect_timeout: Duration,
     /// Most idle connections kept to one instance. Default 64.
@@ -46,11 +36,7 @@ impl Default for Config {
         Self {
             grace: Duration::from_secs(30),
             queue_limit: 10_000,
-            connection_limit: 50_000,
-            header_limit_bytes: 64 * 1024,
-            header_count_limit: 128,
-            header_timeout: Duration::from_secs(60),
-            request_body_limit_bytes: None,
+            clients: api::config::Gateway::default(),
             connect_timeout: Duration::from_secs(3),
             idle_connections: 64,
             idle_connection_timeout: Duration::from_secs(60),

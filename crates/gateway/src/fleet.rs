@@ -225,6 +225,7 @@ impl Fleet {
                 let on = self.live.get().features.tag_header_based_routing == Flag::Enabled;
                 self.shared.tag_header.store(on, Ordering::Relaxed);
             }
+            Some(config::gateway::NAME) => self.shared.clients.set_limits(self.live.get().gateway.clone()),
             Some(config::network::NAME) => {
                 for route in self.routes.list() {
                     self.look_at(&ObjectKey::of(route.as_ref()));

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::clients::Clients;
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::listen::{self, Listener};
@@ -55,7 +56,7 @@ impl Gateway {
             idle: config.idle_connections,
             idle_timeout: config.idle_connection_timeout,
         };
-        let connections = Arc::new(Semaphore::new(config.connection_limit.min(Semaphore::MAX_PERMITS)));
+        let connections = Arc::new(Semaphore::new(config.clients.connections));
         let shared = Arc::new(Shared {
             random: Random::new(config.seed),
             pool,
@@ -67,6 +68,7 @@ impl Gateway {
             abort: CancellationToken::new(),
             probes: AtomicU64::new(0),
             tag_header: AtomicBool::new(false),
+            clients: Clients::new(config.clients.clone(), connections.clone()),
             config,
         });
         let proxy = Arc::new(Proxy { shared: shared.clone(), table: Table::new(), extra: ArcSwap::default() });

@@ -6,9 +6,10 @@
 //!
 //! | Part | Kind |
 //! |---|---|
-//! | [`routes`], [`throttle`], [`instance`], [`meter`], [`settings`], [`headers`], [`timing`], [`answer`] | pure |
-//! | [`revision`], [`fleet`], [`probe`] | shell around them |
-//! | [`proxy`], [`upstream`], [`transport`], [`body`], [`tunnel`], [`listen`] | sockets |
+//! | [`routes`], [`throttle`], [`instance`], [`meter`], [`settings`], [`headers`], [`wire`], [`timing`],
+//! [`answer`] | pure |
+//! | [`revision`], [`fleet`], [`probe`], [`clients`] | shell around them |
+//! | [`proxy`], [`upstream`], [`transport`], [`body`], [`tunnel`], [`guard`], [`listen`] | sockets |
 //!
 //! Invariants:
 //! - an instance never has more requests than `containerConcurrency`;
@@ -19,9 +20,11 @@
 
 pub mod answer;
 pub mod body;
+pub mod clients;
 pub mod config;
 pub mod fleet;
 pub mod gateway;
+pub mod guard;
 pub mod headers;
 pub mod instance;
 pub mod listen;
@@ -38,6 +41,7 @@ pub mod timing;
 pub mod transport;
 pub mod tunnel;
 pub mod upstream;
+pub mod wire;
 
 pub use body::ResponseBody;
 pub use config::Config;

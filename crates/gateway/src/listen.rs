@@ -8,6 +8,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::config::Gateway;
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -17,13 +20,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use crate::config::Config;
+use crate::guard::{Guarded, Held, Session};
 use crate::headers::Peer;
 use crate::proxy::{Audience, Proxy};
 use crate::transport::Duplex;
 
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const HTTP2_STREAMS: u32 = 256;
 
 /// A socket and whom it serves.
 pub struct Listener {
@@ -47,10 +49,9 @@ pub enum ListenerKind {
 /// Accepts until the gateway stops.
 pub async fn accept(listener: Listener, proxy: Arc<Proxy>, connections: Arc<Semaphore>) {
     let Listener { socket, kind } = listener;
-    let builder = Arc::new(builder(&proxy.shared.config));
     let stop = proxy.shared.stop.clone();
     client::accept::accept(socket, connections, &proxy.shared.tasks, &stop, |stream, peer| {
-        connection(stream, peer, kind.clone(), proxy.clone(), builder.clone())
+        connection(stream, peer, kind.clone(), proxy.clone())
     })
     .await;
 }
@@ -58,67 +59,66 @@ pub async fn accept(listener: Listener, proxy: Arc<Proxy>, connections: Arc<Sema
 /// Serves one connection without TLS until it ends; public hosts only.
 pub async fn serve_public(stream: impl Duplex, peer: SocketAddr, proxy: Arc<Proxy>) {
     let open = Open::new(proxy.clone());
-    let builder = builder(&proxy.shared.config);
-    serve(stream, peer, false, Audience::Public, proxy, &builder).await;
+    serve(stream, peer, false, Audience::Public, proxy).await;
     drop(open);
 }
 
-fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
+fn builder(limits: &Gateway) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(config.header_timeout)
-        .max_buf_size(config.header_limit_bytes.max(8 * 1024))
-        .max_headers(config.header_count_limit);
+    // Times, and the limits of a head, are the guard's; here they only have to be no less.
+    builder.http1().header_read_timeout(None).max_buf_size(2 * limits.head_bytes);
+    if limits.header_fields > Gateway::default().header_fields {
+        builder.http1().max_headers(limits.header_fields);
+    }
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(HTTP2_STREAMS)
+        .max_concurrent_streams(limits.http2_streams)
+        .max_local_error_reset_streams(limits.http2_resets as usize)
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
         .keep_alive_interval(Some(Duration::from_secs(60)))
-        .max_header_list_size(u32::try_from(config.header_limit_bytes).unwrap_or(u32::MAX));
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX));
     builder
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    kind: ListenerKind,
-    proxy: Arc<Proxy>,
-    builder: Arc<auto::Builder<TokioExecutor>>,
-) {
+async fn connection(stream: TcpStream, peer: SocketAddr, kind: ListenerKind, proxy: Arc<Proxy>) {
+    let shared = proxy.shared.clone();
+    let Some(counted) = shared.clients.count(peer.ip()) else {
+        return debug!(%peer, "too many connections of one client");
+    };
     let open = Open::new(proxy.clone());
     match kind {
-        ListenerKind::Public => serve(stream, peer, false, Audience::Public, proxy, &builder).await,
-        ListenerKind::PodNetwork => serve(stream, peer, false, Audience::PodNetwork, proxy, &builder).await,
+        ListenerKind::Public => serve(stream, peer, false, Audience::Public, proxy).await,
+        ListenerKind::PodNetwork => serve(stream, peer, false, Audience::PodNetwork, proxy).await,
         ListenerKind::Tls(config) => {
             match timeout(TLS_HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
-                Ok(Ok(stream)) => serve(stream, peer, true, Audience::Public, proxy, &builder).await,
+                Ok(Ok(stream)) => serve(stream, peer, true, Audience::Public, proxy).await,
                 Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
                 Err(_) => debug!(%peer, "TLS handshake took too long"),
             }
         }
     }
-    drop(open);
+    drop((open, counted));
 }
 
-async fn serve(
-    stream: impl Duplex,
-    peer: SocketAddr,
-    tls: bool,
-    audience: Audience,
-    proxy: Arc<Proxy>,
-    builder: &auto::Builder<TokioExecutor>,
-) {
+async fn serve(stream: impl Duplex, peer: SocketAddr, tls: bool, audience: Audience, proxy: Arc<Proxy>) {
     let (stop, abort) = (proxy.shared.stop.clone(), proxy.shared.abort.clone());
+    let (limits, session) = (proxy.shared.clients.limits(), Arc::new(Session::default()));
+    let builder = builder(&limits);
+    let stream = Guarded::new(stream, limits, session.clone());
     let of_peer = Arc::new((Peer::new(peer.ip(), tls), proxy));
-    let service = service_fn(move |request| {
-        let of_peer = of_peer.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (of_peer, session) = (of_peer.clone(), session.clone());
         async move {
             let (peer, proxy) = of_peer.as_ref();
-            Ok::<_, Infallible>(proxy.serve(peer, audience, request).await)
+            let (open, refused) = session.begin();
+            let response = match refused {
+                None => proxy.serve(peer, audience, request).await,
+                Some(failure) => proxy.refuse(&failure),
+            };
+            session.answered(response.status() == StatusCode::SWITCHING_PROTOCOLS);
+            Ok::<_, Infallible>(response.map(|body| Held::new(body, open)))
         }
     });
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

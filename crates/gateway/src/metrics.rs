@@ -51,6 +51,12 @@ struct ResponseLabels {
     response_code_class: &'static str,
 }
 
+/// Labels of a count of requests that were refused before they were read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedLabels {
+    response_code: u16,
+}
+
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// All metrics of one gateway.
@@ -62,6 +68,7 @@ pub struct Metrics {
     active: Family<RevisionLabels, Gauge>,
     cold_start: Family<RevisionLabels, Histogram, fn() -> Histogram>,
     rejected: Family<RevisionLabels, Counter>,
+    refused: Family<RefusedLabels, Counter>,
     /// Client connections that are open.
     pub connections: Gauge,
     /// Requests for a host that no Route claims.
@@ -84,7 +91,7 @@ impl Metrics {
         let mut registry = Registry::default();
         let duration = Family::new_with_constructor(histogram as fn() -> Histogram);
         let cold_start = Family::new_with_constructor(histogram as fn() -> Histogram);
-        let (responses, rejected) = (Family::default(), Family::default());
+        let (responses, rejected, refused) = (Family::default(), Family::default(), Family::default());
         let (queued, active) = (Family::default(), Family::default());
         let (connections, unrouted) = (Gauge::default(), Counter::default());
         let r = &mut registry;
@@ -98,7 +105,8 @@ impl Metrics {
         r.register("gateway_rejected", "Requests refused because too many waited", rejected.clone());
         r.register("gateway_connections", "Client connections that are open", connections.clone());
         r.register("gateway_unrouted", "Requests for a host that no Route claims", unrouted.clone());
-        Self { registry, duration, responses, queued, active, cold_start, rejected, connections, unrouted }
+        r.register("gateway_refused", "Requests that were malformed, too large or too slow", refused.clone());
+        Self { registry, duration, responses, queued, active, cold_start, rejected, refused, connections, unrouted }
     }
 
     /// The exposition text.
@@ -107,6 +115,11 @@ impl Metrics {
         // Writing to a String cannot fail.
         let _ = encode(&mut text, &self.registry);
         text
+    }
+
+    /// A request was refused with that status before it was read.
+    pub fn refused(&self, status: http::StatusCode) {
+        self.refused.get_or_create(&RefusedLabels { response_code: status.as_u16() }).inc();
     }
 
     /// The series of one Revision.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use crate::answer::Failure;
-use crate::body::{Flow, RequestBody, ResponseBody};
+use crate::body::{Flow, RequestBody, ResponseBody, broken_by_client};
 use crate::headers::{self, Peer};
 use crate::revision::{Entry, Revision, Shared, Slot, Waiting};
 use crate::routes::{HOST_LIMIT_BYTES, Table, normalise};
@@ -99,6 +99,12 @@ impl Proxy {
         }
     }
 
+    /// Answers what took the place of a request that was refused before it was read.
+    pub fn refuse(&self, failure: &Failure) -> Response<ResponseBody> {
+        self.shared.metrics.refused(failure.status());
+        failure.answer(None, "-")
+    }
+
     fn route(&self, audience: Audience, request: &Request<Incoming>) -> Result<Routed, Failure> {
         if request.method() == Method::CONNECT {
             return Err(Failure::Connect);
@@ -132,7 +138,7 @@ impl Proxy {
         untagged: bool,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        let limit_bytes = self.shared.config.request_body_limit_bytes;
+        let limit_bytes = self.shared.clients.body_limit_bytes();
         let upgrade = headers::upgrade(&request).map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
         let (mut head, body) = request.into_parts();
         head.extensions.clear();
@@ -267,7 +273,7 @@ impl Passage<'_> {
                     Some(head) => outgoing.request = Request::from_parts(head, RequestBody::empty()),
                     None => {
                         debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "exchange broke");
-                        return Err(Failure::Broken);
+                        return Err(broken_by_client(&error).unwrap_or(Failure::Broken));
                     }
                 },
                 Exchange::Timeout(limit) => return Err(Failure::Timeout { limit }),
@@ -392,7 +398,7 @@ impl Passage<'_> {
         let response = timeout_at(deadline, sender.send_request(outgoing.request)).await;
         let mut response = match response {
             Ok(Ok(response)) => response,
-            Ok(Err(_)) => return Err(Failure::Broken),
+            Ok(Err(error)) => return Err(broken_by_client(&error).unwrap_or(Failure::Broken)),
             Err(_) => return Err(Failure::Timeout { limit }),
         };
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clients::Clients;
 use crate::config::Config;
 use crate::instance::{Event, Instance};
 use crate::meter::Meter;
@@ -30,6 +31,8 @@ const POKE_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Shared {
     /// Limits and times.
     pub config: Config,
+    /// What clients may do.
+    pub clients: Clients,
     /// Whether the header `Knative-Serving-Tag` picks a tagged target: `tag-header-based-routing` of `config-features`.
     pub tag_header: AtomicBool,
     /// Limits of the connections to an instance.

@@ -7,6 +7,7 @@ pub mod defaults;
 pub mod deployment;
 pub mod domain;
 pub mod features;
+pub mod gateway;
 pub mod gc;
 pub mod network;
 pub mod observability;
@@ -25,6 +26,7 @@ pub use defaults::Defaults;
 pub use deployment::Deployment;
 pub use domain::Domains;
 pub use features::{Features, Flag};
+pub use gateway::Gateway;
 pub use gc::Gc;
 pub use network::Network;
 pub use observability::Observability;
@@ -49,6 +51,8 @@ pub struct Settings {
     pub domains: Domains,
     /// `config-features`.
     pub features: Features,
+    /// `config-gateway`.
+    pub gateway: Gateway,
     /// `config-gc`.
     pub gc: Gc,
     /// `config-network`.
@@ -71,7 +75,7 @@ pub struct Map {
 }
 
 /// All ConfigMaps, in the order of the documentation.
-pub const MAPS: [Map; 8] = [
+pub const MAPS: [Map; 9] = [
     Map {
         name: defaults::NAME,
         about: "what Revisions get that do not say otherwise, and the most they may ask for",
@@ -120,6 +124,13 @@ pub const MAPS: [Map; 8] = [
         keys: gc::KEYS,
         legacy: &[],
         apply: |settings, data| Gc::parse(data).map(|read| settings.gc = read),
+    },
+    Map {
+        name: gateway::NAME,
+        about: "what clients of the gateway may send, and how long they may take",
+        keys: gateway::KEYS,
+        legacy: &[],
+        apply: |settings, data| Gateway::parse(data).map(|read| settings.gateway = read),
     },
     Map {
         name: observability::NAME,

@@ -401,53 +401,9 @@ async fn raw(world: &World, text: &str) -> String {
 }
 
 #[tokio::test]
-async fn conflicting_lengths_smuggle_nothing() {
-    let world = World::start(seeded(1)).await;
-    let workload = Workload::start(91, 0, |request| async move {
-        let length = request.headers().contains_key("content-length");
-        let path = request.uri().path().to_owned();
-        let body = request.into_body().collect().await.unwrap().to_bytes();
-        full(format!("{path} length:{length} body:{}", String::from_utf8_lossy(&body)))
-    })
-    .await;
-    world.service("smuggle", workload.port, json!({})).await;
-    world.api.put(PODS, pod("smuggle-1", "p", Some(workload.ip)));
-    let head = "POST / HTTP/1.1\r\nhost: smuggle.ns.localhost\r\nconnection: close\r\n";
-    let refused = [
-        "content-length: 1\r\ncontent-length: 2\r\n\r\nab",
-        "content-length: +1\r\n\r\na",
-        "content-length: 1, 2\r\n\r\nab",
-        "transfer-encoding: gzip\r\n\r\na",
-        "transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
-        "transfer-encoding : chunked\r\n\r\n0\r\n\r\n",
-    ];
-    for rest in refused {
-        let answer = raw(&world, &format!("{head}{rest}")).await;
-        assert!(answer.starts_with("HTTP/1.1 400"), "{rest:?}: {answer}");
-    }
-    assert_eq!(workload.served.load(Ordering::SeqCst), 0);
-    // Both: the chunks count, and the workload sees one length only.
-    let both =
-        "content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n";
-    let answer =
-        tokio::time::timeout(Duration::from_secs(60), raw_open(&world, &format!("{head}{both}"))).await.unwrap();
-    assert!(answer.contains("/ length:false body:a"), "{answer}");
-    assert!(!answer.contains("/smuggled"), "{answer}");
-    assert_eq!(workload.served.load(Ordering::SeqCst), 1);
-}
-
-/// Like [`raw`], with the client's side left open until the answer is there.
-async fn raw_open(world: &World, text: &str) -> String {
-    let mut stream = TcpStream::connect(world.public).await.unwrap();
-    stream.write_all(text.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
-}
-
-#[tokio::test]
 async fn limits_are_answered_with_the_side_that_failed() {
-    let world = World::start(Config { queue_limit: 1, request_body_limit_bytes: Some(3), ..seeded(1) }).await;
+    let clients = api::config::Gateway { body_bytes: Some(3), ..api::config::Gateway::default() };
+    let world = World::start(Config { queue_limit: 1, clients, ..seeded(1) }).await;
     world.service("limits", 1, json!({})).await;
     let public = world.public;
     let waits = tokio::spawn(send(public, request("GET", "limits.ns.localhost", "/", "")));
