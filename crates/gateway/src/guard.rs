@@ -130,6 +130,8 @@ pub struct Guarded<S> {
     ready: usize,
     /// Whether nothing more is read.
     refused: bool,
+    /// Why the body breaks, once what came before it is handed on.
+    broken: Option<io::Error>,
     ended: bool,
     waiting: Waiting,
     timer: Option<Pin<Box<Sleep>>>,
@@ -163,6 +165,7 @@ impl<S: Duplex> Guarded<S> {
             held: Vec::new(),
             ready: 0,
             refused: false,
+            broken: None,
             ended: false,
             waiting,
             timer: None,
@@ -180,11 +183,14 @@ impl<S: Duplex> Guarded<S> {
                 self.ready -= count;
                 return Poll::Ready(Ok(()));
             }
+            if let Some(broken) = self.broken.take() {
+                return Poll::Ready(Err(broken));
+            }
             if self.refused {
                 // An end would take back the request that stands in.
                 return Poll::Pending;
             }
-            if self.framing.is_undecided() && !self.held.is_empty() && self.rescan_undecided(cx)?.is_pending() {
+            if self.framing.is_undecided() && !self.held.is_empty() && self.rescan_undecided(cx).is_pending() {
                 return Poll::Pending;
             }
             if self.ready > 0 || self.refused {
@@ -194,7 +200,7 @@ impl<S: Duplex> Guarded<S> {
             if self.held.is_empty() {
                 match Pin::new(&mut self.stream).poll_read(cx, buf) {
                     Poll::Ready(result) => result?,
-                    Poll::Pending => ready!(self.wait(cx))?,
+                    Poll::Pending => ready!(self.wait(cx)),
                 }
                 let fresh = &buf.filled()[before..];
                 if fresh.is_empty() {
@@ -210,7 +216,7 @@ impl<S: Duplex> Guarded<S> {
                 if !matches!(stop, Stop::Nothing) {
                     self.held.extend_from_slice(&fresh[pass..]);
                     buf.set_filled(before + pass);
-                    self.stop(stop)?;
+                    self.stop(stop);
                 }
                 if pass > 0 {
                     return Poll::Ready(Ok(()));
@@ -220,7 +226,7 @@ impl<S: Duplex> Guarded<S> {
                 let mut more = ReadBuf::new(&mut space);
                 match Pin::new(&mut self.stream).poll_read(cx, &mut more) {
                     Poll::Ready(result) => result?,
-                    Poll::Pending => ready!(self.wait(cx))?,
+                    Poll::Pending => ready!(self.wait(cx)),
                 }
                 if more.filled().is_empty() {
                     self.ended = !self.refused;
@@ -231,17 +237,17 @@ impl<S: Duplex> Guarded<S> {
                 }
                 self.waiting.bytes += more.filled().len() as u64;
                 self.held.extend_from_slice(more.filled());
-                self.rescan()?;
+                self.rescan();
             }
         }
     }
 
-    fn rescan(&mut self) -> io::Result<()> {
+    fn rescan(&mut self) {
         let held = std::mem::take(&mut self.held);
         let Scan { pass, stop } = self.scan(&held);
         self.held = held;
         self.ready = pass;
-        self.stop(stop)
+        self.stop(stop);
     }
 
     fn scan(&mut self, bytes: &[u8]) -> Scan {
@@ -255,13 +261,14 @@ impl<S: Duplex> Guarded<S> {
     }
 
     /// Looks at what follows a request for another protocol again once that is answered.
-    fn rescan_undecided(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn rescan_undecided(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.decide();
         if self.framing.is_undecided() {
             self.session.0.lock().waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        Poll::Ready(self.rescan())
+        self.rescan();
+        Poll::Ready(())
     }
 
     /// Takes over the answer to a request for another protocol, if it is there.
@@ -276,20 +283,18 @@ impl<S: Duplex> Guarded<S> {
     }
 
     /// Acts on what may not be handed on.
-    fn stop(&mut self, stop: Stop) -> io::Result<()> {
+    fn stop(&mut self, stop: Stop) {
         match stop {
-            Stop::Nothing | Stop::Partial | Stop::Held => Ok(()),
-            Stop::Refused(failure) => {
-                self.refuse(failure);
-                Ok(())
-            }
-            Stop::Broken(failure) => {
-                self.refused = true;
-                self.held.clear();
-                self.ready = 0;
-                Err(io::Error::new(io::ErrorKind::InvalidData, failure))
-            }
+            Stop::Nothing | Stop::Partial | Stop::Held => {}
+            Stop::Refused(failure) => self.refuse(failure),
+            Stop::Broken(failure) => self.break_off(io::ErrorKind::InvalidData, failure),
         }
+    }
+
+    fn break_off(&mut self, kind: io::ErrorKind, failure: Failure) {
+        self.refused = true;
+        self.held.truncate(self.ready);
+        self.broken = Some(io::Error::new(kind, failure));
     }
 
     /// Lets a request of our own take the place of what is held.
@@ -316,7 +321,7 @@ impl<S: Duplex> Guarded<S> {
 
     /// Nothing comes now. Ready when that has lasted too long: with nothing read, and [`Self::refused`] set where there
     /// is something to answer.
-    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some((expected, limit)) = self.limit() else {
             self.waiting.expected = Expected::Anything;
             return Poll::Pending;
@@ -333,25 +338,22 @@ impl<S: Duplex> Guarded<S> {
         }
         while timer.as_mut().poll(cx).is_ready() {
             if Instant::now() >= deadline {
-                return Poll::Ready(self.expire(expected, limit));
+                self.expire(expected, limit);
+                return Poll::Ready(());
             }
             timer.as_mut().reset(deadline);
         }
         Poll::Pending
     }
 
-    fn expire(&mut self, expected: Expected, limit: Duration) -> io::Result<()> {
+    fn expire(&mut self, expected: Expected, limit: Duration) {
         match expected {
-            Expected::Head => {
-                self.refuse(Failure::HeadTimeout { limit });
-                Ok(())
-            }
+            Expected::Head => self.refuse(Failure::HeadTimeout { limit }),
             Expected::Body => {
-                self.refused = true;
                 let failure = Failure::BodyTimeout { bytes: self.limits.body_progress_bytes, limit };
-                Err(io::Error::new(io::ErrorKind::TimedOut, failure))
+                self.break_off(io::ErrorKind::TimedOut, failure);
             }
-            Expected::Request | Expected::Frames | Expected::Anything => Ok(()),
+            Expected::Request | Expected::Frames | Expected::Anything => {}
         }
     }
 

@@ -10,6 +10,9 @@ use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Request, Version, request};
 use parking_lot::Mutex;
 
+use crate::answer::Failure;
+use crate::routes::{HOST_LIMIT_BYTES, normalise};
+
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -23,18 +26,20 @@ pub struct Peer {
     address: HeaderValue,
     for_node: String,
     proto: &'static str,
+    /// Whether what it says of the clients behind it is kept.
+    trusted: bool,
     /// The last host and its `Forwarded` element: nearly all requests of a connection name one host.
     last: Mutex<Option<(HeaderValue, HeaderValue)>>,
 }
 
 impl Peer {
-    /// A client at `address`.
-    pub fn new(address: IpAddr, tls: bool) -> Self {
+    /// A client at `address`; what a `trusted` one says of clients behind it is kept.
+    pub fn new(address: IpAddr, tls: bool, trusted: bool) -> Self {
         let address = address.to_canonical();
         let text = address.to_string();
         let for_node = if address.is_ipv6() { format!("\"[{text}]\"") } else { text.clone() };
         let address = HeaderValue::from_str(&text).expect("an address is a valid header value");
-        Self { address, for_node, proto: if tls { "https" } else { "http" }, last: Mutex::new(None) }
+        Self { address, for_node, proto: if tls { "https" } else { "http" }, trusted, last: Mutex::new(None) }
     }
 
     fn forwarded(&self, host: &HeaderValue) -> Option<HeaderValue> {
@@ -56,12 +61,29 @@ impl Peer {
     }
 }
 
-/// The host that a request is for: the URI's authority before the Host header.
-pub fn authority<B>(request: &Request<B>) -> Option<&[u8]> {
-    match request.uri().authority() {
-        Some(authority) => Some(authority.as_str().as_bytes()),
-        None => request.headers().get(header::HOST).map(HeaderValue::as_bytes),
+/// The host that a request is for, in the form of the table: the URI's authority before the Host header.
+///
+/// # Errors
+///
+/// Where there is none, or where the two are not the same, so that somebody on the way could have acted on either.
+///
+/// Source: RFC 9112 section 3.2.2, RFC 9113 section 8.3.1.
+pub fn host<'b, B>(request: &Request<B>, buffer: &'b mut [u8; HOST_LIMIT_BYTES]) -> Result<&'b str, Failure> {
+    let mut fields = request.headers().get_all(header::HOST).iter();
+    let field = fields.next().map(HeaderValue::as_bytes);
+    if fields.next().is_some() {
+        return Err(Failure::Malformed { cause: "it has more than one Host" });
     }
+    let authority = request.uri().authority().map(|authority| authority.as_str().as_bytes());
+    if let (Some(authority), Some(field)) = (authority, field)
+        && authority != field
+    {
+        let mut other = [0; HOST_LIMIT_BYTES];
+        if normalise(authority, buffer).is_none_or(|host| normalise(field, &mut other) != Some(host)) {
+            return Err(Failure::Malformed { cause: "its Host is another one than its target's" });
+        }
+    }
+    authority.or(field).and_then(|named| normalise(named, buffer)).ok_or(Failure::NoHost)
 }
 
 /// The protocol that the client asks to switch to.
@@ -76,6 +98,7 @@ pub fn upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
 pub fn to_workload(head: &mut request::Parts, peer: &Peer, trace: impl FnOnce() -> [u64; 3]) {
     let trailers = lists(&head.headers, &header::TE, "trailers");
     remove_hop_fields(&mut head.headers);
+    remove_claims(&mut head.headers, peer.trusted);
     if trailers {
         head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -102,8 +125,39 @@ pub fn to_workload(head: &mut request::Parts, peer: &Peer, trace: impl FnOnce() 
     }
 }
 
+/// Removes what only a proxy may say of a client, unless a trusted one says it, and fields that servers take for others:
+/// many make one variable of `X-Forwarded-For` and `X_Forwarded_For`.
+fn remove_claims(headers: &mut HeaderMap, trusted: bool) {
+    let is_alias = |name: &str| {
+        let name = name.replace('_', "-");
+        let plain =
+            [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE];
+        is_claim(&name)
+            || name.starts_with("k-")
+            || name.starts_with("knative-")
+            || plain.iter().any(|of| of.as_str() == name)
+    };
+    let unwanted = |name: &&HeaderName| {
+        let name = name.as_str();
+        (!trusted && is_claim(name)) || (name.contains('_') && is_alias(name))
+    };
+    let unwanted: Vec<HeaderName> = headers.keys().filter(unwanted).cloned().collect();
+    for name in unwanted {
+        headers.remove(name);
+    }
+}
+
+/// Whether a field says who the client is.
+fn is_claim(name: &str) -> bool {
+    name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded-")
+}
+
 /// Removes what the workload meant for the gateway only.
 pub fn to_client(headers: &mut HeaderMap) {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // Source: RFC 9112 section 6.3: the chunks count, and no length goes on beside them.
+        headers.remove(header::CONTENT_LENGTH);
+    }
     remove_hop_fields(headers);
 }
 
@@ -141,8 +195,9 @@ fn remove_hop_fields(headers: &mut HeaderMap) {
             .flat_map(|value| value.split(','))
             .filter_map(|name| name.trim().parse().ok())
             // A client must not be able to strip these from what the workload sees.
-            .filter(|name| ![header::HOST, X_FORWARDED_FOR, FORWARDED, X_FORWARDED_PROTO].contains(name))
-            .filter(|name| *name != header::CONTENT_LENGTH)
+            .filter(|name: &HeaderName| {
+                *name != header::HOST && *name != header::CONTENT_LENGTH && !is_claim(name.as_str())
+            })
             .collect();
         for name in named {
             headers.remove(name);
@@ -208,8 +263,12 @@ mod tests {
     use super::*;
 
     fn check(request: http::request::Builder, want: Expect) {
+        check_from(true, request, want);
+    }
+
+    fn check_from(trusted: bool, request: http::request::Builder, want: Expect) {
         let (mut head, ()) = request.body(()).unwrap().into_parts();
-        let peer = Peer::new("192.0.2.7".parse().unwrap(), false);
+        let peer = Peer::new("192.0.2.7".parse().unwrap(), false, trusted);
         to_workload(&mut head, &peer, || [0xaaaa, 0x10, 0x20]);
         let mut lines: Vec<String> =
             head.headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
@@ -261,15 +320,96 @@ mod tests {
         );
     }
 
+    /// CVE-2026-29054, CVE-2026-33433, CVE-2026-39858: neither the client nor a spelling of its own says who it is.
+    #[test]
+    fn what_a_client_says_of_itself_is_not_believed() {
+        check_from(
+            false,
+            Request::builder()
+                .uri("/")
+                .header("host", "hello.ns")
+                .header("connection", "x-forwarded-proto, X-Forwarded-For, forwarded, host, content-length")
+                .header("content-length", "0")
+                .header("x-forwarded-for", "198.51.100.1")
+                .header("x_forwarded_for", "198.51.100.1")
+                .header("x-forwarded_proto", "https")
+                .header("x-forwarded-proto", "https")
+                .header("x-forwarded-host", "admin.example.com")
+                .header("x-forwarded-prefix", "/admin")
+                .header("x-real-ip", "198.51.100.1")
+                .header("forwarded", "for=198.51.100.1")
+                .header("k_proxy_request", "activator")
+                .header("transfer_encoding", "chunked")
+                .header("content_length", "5")
+                .header("x_own", "kept"),
+            expect![[r#"
+                GET /
+                content-length: 0
+                forwarded: for=192.0.2.7;host=hello.ns;proto=http
+                host: hello.ns
+                traceparent: 00-000000000000aaaa0000000000000011-0000000000000021-00
+                x-forwarded-for: 192.0.2.7
+                x-forwarded-host: hello.ns
+                x-forwarded-proto: http
+                x_own: kept
+            "#]],
+        );
+    }
+
     #[test]
     fn the_last_forwarded_element_is_kept_per_host_and_ipv6_is_quoted() {
-        let peer = Peer::new("2001:db8::1".parse().unwrap(), true);
+        let peer = Peer::new("2001:db8::1".parse().unwrap(), true, false);
         let of = |host: &'static str| peer.forwarded(&HeaderValue::from_static(host)).unwrap();
         assert_eq!(of("a"), "for=\"[2001:db8::1]\";host=a;proto=https");
         assert_eq!(of("b"), "for=\"[2001:db8::1]\";host=b;proto=https");
         assert_eq!(of("b"), of("b"));
         assert!(peer.forwarded(&HeaderValue::from_static("a\"b")).is_none());
-        assert_eq!(Peer::new("::ffff:192.0.2.7".parse().unwrap(), false).address, "192.0.2.7");
+        assert_eq!(Peer::new("::ffff:192.0.2.7".parse().unwrap(), false, false).address, "192.0.2.7");
+    }
+
+    #[test]
+    fn a_request_is_for_one_host() {
+        let of = |uri: &str, hosts: &[&str]| {
+            let request = hosts.iter().fold(Request::builder().uri(uri), |request, host| request.header("host", *host));
+            let mut buffer = [0; HOST_LIMIT_BYTES];
+            host(&request.body(()).unwrap(), &mut buffer).map(str::to_owned).map_err(|failure| failure.to_string())
+        };
+        let ok = |host: &str| Ok(host.to_owned());
+        assert_eq!(of("/", &["A.b:80"]), ok("a.b"));
+        assert_eq!(of("http://a.b/", &[]), ok("a.b"));
+        assert_eq!(of("http://a.b:80/", &["A.B."]), ok("a.b"));
+        let other = "the request is malformed: its Host is another one than its target's";
+        for (uri, host) in
+            [("http://a.b/", "c.d"), ("http://a.b/", ""), ("http://x@a.b/", "a.b"), ("http://a.b/", "x@a.b")]
+        {
+            assert_eq!(of(uri, &[host]), Err(other.to_owned()), "{uri} {host}");
+        }
+        assert_eq!(of("/", &["a", "a"]), Err("the request is malformed: it has more than one Host".to_owned()));
+        for (uri, hosts) in [("/", &[][..]), ("/", &["x@a.b"]), ("http://x@a.b/", &["x@a.b"]), ("/", &["a b"])] {
+            assert_eq!(of(uri, hosts), Err("the request names no valid host".to_owned()), "{uri} {hosts:?}");
+        }
+    }
+
+    proptest::proptest! {
+        /// The trace id and the elements that are added are read from bytes of the client's.
+        #[test]
+        fn no_header_panics_or_ends_early(
+            names in proptest::collection::vec("(x[-_])?(forwarded|host|traceparent|connection|te|k-a)([-_](for|proto))?", 0..6),
+            values in proptest::collection::vec(proptest::collection::vec(proptest::prelude::any::<u8>(), 0..12), 6),
+        ) {
+            let mut request = Request::builder().uri("/");
+            for (name, value) in names.iter().zip(&values) {
+                if let Ok(value) = HeaderValue::from_bytes(value) {
+                    request = request.header(name, value);
+                }
+            }
+            let (mut head, ()) = request.body(()).unwrap().into_parts();
+            to_workload(&mut head, &Peer::new("192.0.2.7".parse().unwrap(), false, true), || [1, 2, 3]);
+            let last = head.headers.get_all("x-forwarded-for").iter().next_back().unwrap();
+            proptest::prop_assert!(last.as_bytes().ends_with(b"192.0.2.7"));
+            let id = trace_id(&head.headers);
+            proptest::prop_assert!(id == "-" || id.len() == 32);
+        }
     }
 
     #[test]

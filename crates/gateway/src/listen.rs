@@ -105,9 +105,9 @@ async fn connection(stream: TcpStream, peer: SocketAddr, kind: ListenerKind, pro
 async fn serve(stream: impl Duplex, peer: SocketAddr, tls: bool, audience: Audience, proxy: Arc<Proxy>) {
     let (stop, abort) = (proxy.shared.stop.clone(), proxy.shared.abort.clone());
     let (limits, session) = (proxy.shared.clients.limits(), Arc::new(Session::default()));
-    let builder = builder(&limits);
+    let (builder, trusted) = (builder(&limits), limits.trusts(peer.ip()));
     let stream = Guarded::new(stream, limits, session.clone());
-    let of_peer = Arc::new((Peer::new(peer.ip(), tls), proxy));
+    let of_peer = Arc::new((Peer::new(peer.ip(), tls, trusted), proxy));
     let service = service_fn(move |request: Request<Incoming>| {
         let (of_peer, session) = (of_peer.clone(), session.clone());
         async move {

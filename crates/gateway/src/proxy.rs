@@ -22,7 +22,7 @@ use crate::answer::Failure;
 use crate::body::{Flow, RequestBody, ResponseBody, broken_by_client};
 use crate::headers::{self, Peer};
 use crate::revision::{Entry, Revision, Shared, Slot, Waiting};
-use crate::routes::{HOST_LIMIT_BYTES, Table, normalise};
+use crate::routes::{HOST_LIMIT_BYTES, Table};
 use crate::settings::{Protocol, Settings};
 use crate::timing::{ColdStart, Timing, server_timing};
 use crate::tunnel;
@@ -110,8 +110,7 @@ impl Proxy {
             return Err(Failure::Connect);
         }
         let mut buffer = [0; HOST_LIMIT_BYTES];
-        let host = headers::authority(request).and_then(|authority| normalise(authority, &mut buffer));
-        let host = host.ok_or(Failure::NoHost)?;
+        let host = headers::host(request, &mut buffer)?;
         let public = audience == Audience::Public;
         let entry = self.table.get(host);
         let targets = entry.as_deref().and_then(|e| if public { e.public.as_ref() } else { Some(&e.inside) });
@@ -265,6 +264,10 @@ impl Passage<'_> {
                 }
             };
             match exchange {
+                // Nobody asked to leave HTTP.
+                Exchange::Answered(response, _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                    return Err(Failure::Broken);
+                }
                 Exchange::Answered(response, connection) => {
                     return Ok(self.respond(slot, response, connection, granted));
                 }

@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use api::config::network::Network;
@@ -147,22 +148,35 @@ impl<R> Targets<R> {
     }
 }
 
-/// Brings a Host header's value into the form of the table, without its port; `None` if it can match nothing.
+/// Brings a Host header's value, or the authority of a URL, into the form of the table: lower case, no port, no dot at
+/// the end. `None` for what is no host name or address; a name in other letters comes as punycode (`xn--`).
 ///
 /// Writes into `buffer` instead of allocating.
 pub fn normalise<'b>(authority: &[u8], buffer: &'b mut [u8; HOST_LIMIT_BYTES]) -> Option<&'b str> {
-    let without_port = match authority.iter().rposition(|byte| *byte == b':') {
-        Some(colon) if authority[colon + 1..].iter().all(u8::is_ascii_digit) => &authority[..colon],
-        _ => authority,
+    let colon = authority.iter().rposition(|byte| *byte == b':').filter(|_| authority.last() != Some(&b']'));
+    let (host, port) = colon.map_or((authority, &b""[..]), |colon| (&authority[..colon], &authority[colon + 1..]));
+    let is_port = port.len() <= 5 && port.iter().all(u8::is_ascii_digit);
+    if !is_port || port.iter().fold(0, |sum: u32, digit| sum * 10 + u32::from(digit - b'0')) > u16::MAX.into() {
+        return None;
+    }
+    let host = host.strip_suffix(b".").unwrap_or(host);
+    let is_host = match host {
+        [] => false,
+        [b'[', address @ .., b']'] => std::str::from_utf8(address).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok()),
+        name => name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte)) && has_labels(name),
     };
-    let host = without_port.strip_suffix(b".").unwrap_or(without_port);
-    if host.is_empty() || host.len() > HOST_LIMIT_BYTES {
+    if !is_host || host.len() > HOST_LIMIT_BYTES {
         return None;
     }
     let buffer = &mut buffer[..host.len()];
     buffer.copy_from_slice(host);
     buffer.make_ascii_lowercase();
     std::str::from_utf8(buffer).ok()
+}
+
+/// Whether no label of a name is empty.
+fn has_labels(name: &[u8]) -> bool {
+    name[0] != b'.' && name.last() != Some(&b'.') && !name.windows(2).any(|pair| pair == b"..")
 }
 
 /// One host as it is served.
@@ -465,13 +479,39 @@ mod tests {
     #[test]
     fn hosts_are_normalised() {
         let rows = [
+            ("hello", Some("hello")),
             ("Hello.NS.localhost:8080", Some("hello.ns.localhost")),
             ("hello.", Some("hello")),
             ("hello.:80", Some("hello")),
-            ("hello", Some("hello")),
+            ("hello:", Some("hello")),
+            ("a_b.c", Some("a_b.c")),
+            ("XN--BCHER-KVA.example", Some("xn--bcher-kva.example")),
+            ("b\u{fc}cher.example", None),
+            ("127.0.0.1:80", Some("127.0.0.1")),
             ("[::1]:80", Some("[::1]")),
+            ("[FE80::A]", Some("[fe80::a]")),
+            ("[::1", None),
+            ("[x]", None),
+            ("::1", None),
+            ("hello:65535", Some("hello")),
+            ("hello:65536", None),
+            ("hello:+80", None),
+            ("hello:80:80", None),
+            ("hello:x", None),
+            ("hello..", None),
+            (".hello", None),
+            ("a..b", None),
+            (".", None),
             (":80", None),
             ("", None),
+            ("user@hello", None),
+            ("hello@", None),
+            ("h%65llo", None),
+            ("hello/x", None),
+            ("hello?", None),
+            ("hello, other", None),
+            (" hello", None),
+            ("hel\0lo", None),
         ];
         for (given, want) in rows {
             assert_eq!(normalise(given.as_bytes(), &mut [0; HOST_LIMIT_BYTES]), want, "{given}");
@@ -483,6 +523,16 @@ mod tests {
         #[test]
         fn no_host_header_panics(bytes: Vec<u8>) {
             let _ = normalise(&bytes, &mut [0; HOST_LIMIT_BYTES]);
+        }
+
+        /// What comes out is in the form of the table already, and says nothing that did not go in.
+        #[test]
+        fn a_normal_host_stays_as_it_is(host in "[A-Za-z0-9._:\\[\\]%@-]{0,20}") {
+            let (mut first, mut second) = ([0; HOST_LIMIT_BYTES], [0; HOST_LIMIT_BYTES]);
+            if let Some(normal) = normalise(host.as_bytes(), &mut first) {
+                prop_assert!(host.to_ascii_lowercase().starts_with(normal));
+                prop_assert_eq!(normalise(normal.as_bytes(), &mut second), Some(normal));
+            }
         }
     }
 }

@@ -585,6 +585,7 @@ impl Frames {
 
     fn count(&mut self, limits: &Limits) -> Result<(), Failure> {
         const END_STREAM: u8 = 1;
+        const ACK: u8 = 1;
         let [high, middle, low, kind, flags, ..] = self.head;
         self.left = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
         let bytes = (self.head.len() + self.left) as u64;
@@ -598,6 +599,8 @@ impl Frames {
                 self.resets += 1;
                 self.overhead += bytes;
             }
+            // What is sent back for it counts as sent.
+            4 | 6 if flags & ACK == 0 => self.overhead += 2 * bytes,
             _ => self.overhead += bytes,
         }
         if self.resets > limits.resets && self.resets > self.streams / 2 {

@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attacks;
 mod fake_api;
+mod recorder;
 mod world;
 
 use std::net::Ipv4Addr;
