@@ -31,6 +31,7 @@ pub mod openapi;
 mod openapi_route;
 mod patch;
 mod pki;
+mod place;
 pub mod proto;
 pub mod quote;
 mod registry;

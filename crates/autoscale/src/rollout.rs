@@ -76,13 +76,10 @@ impl Rollout {
         self.configurations.iter().all(|configuration| configuration.revisions.len() < 2)
     }
 
-    /// Whether the shares add up, so that the state can be gone on from.
+    /// Whether the state can be gone on from: shares that add up, and a next step wherever traffic still has to move.
+    /// It may come from an object that anybody has written.
     pub fn is_valid(&self) -> bool {
-        self.configurations.iter().all(|configuration| {
-            let sum: i64 = configuration.revisions.iter().map(|revision| revision.percent).sum();
-            let size = configuration.step_params.step_size;
-            configuration.percent <= 100 && size >= 0 && sum == configuration.percent
-        })
+        self.configurations.iter().all(ConfigurationRollout::is_valid)
     }
 
     /// The rollout of a Configuration without a tag.
@@ -143,7 +140,33 @@ impl Rollout {
     }
 }
 
+impl StepParams {
+    /// The rollout waits for its first 1 % to be served since `start_time`.
+    pub fn waiting_since(start_time: i64) -> Self {
+        Self { start_time, ..Self::default() }
+    }
+
+    fn is_valid(&self) -> bool {
+        let all = [self.start_time, self.next_step_time, self.step_duration, self.step_size];
+        all.iter().all(|number| *number >= 0) && (self.next_step_time == 0 || self.step_size > 0)
+    }
+
+    /// Whether there is a next step, or will be once the first is served.
+    fn leads_on(&self) -> bool {
+        if self.step_duration == 0 { self.start_time > 0 } else { self.next_step_time > 0 }
+    }
+}
+
 impl ConfigurationRollout {
+    fn is_valid(&self) -> bool {
+        let is_share = |percent: i64| (0..=100).contains(&percent);
+        is_share(self.percent)
+            && self.revisions.iter().all(|revision| is_share(revision.percent))
+            && self.revisions.iter().map(|revision| revision.percent).sum::<i64>() == self.percent
+            && self.step_params.is_valid()
+            && (self.revisions.len() < 2 || self.step_params.leads_on())
+    }
+
     /// Time and size of the steps, where the first took `least_s` seconds of `duration_s`.
     fn plan_steps(&mut self, now: i64, least_s: f64, duration_s: f64) {
         let duration_s = (duration_s - least_s).max(1.0);
@@ -174,7 +197,7 @@ impl ConfigurationRollout {
             return next;
         }
         // A new Revision: it gets 1 % of the newest that has any.
-        next.step_params.start_time = now;
+        next.step_params = StepParams::waiting_since(now);
         if let Some(giver) = before.revisions.iter_mut().rev().find(|revision| revision.percent > 0) {
             giver.percent -= 1;
         }
@@ -228,7 +251,7 @@ impl ConfigurationRollout {
         newest.percent = (newest.percent + self.step_params.step_size).min(self.percent);
         self.revisions.push(newest);
         if self.revisions.len() > 1 {
-            self.step_params.next_step_time = now + self.step_params.step_duration;
+            self.step_params.next_step_time = now.saturating_add(self.step_params.step_duration);
         } else {
             self.step_params = StepParams::default();
         }
@@ -320,6 +343,29 @@ mod tests {
         }
         assert_eq!(seen, [26, 51, 76, 100]);
         assert_eq!(now, second(24));
+    }
+
+    #[test]
+    fn a_state_that_leads_nowhere_is_not_gone_on_from() {
+        let of = |shares: &[i64], step_params: StepParams| {
+            let revisions: Vec<RevisionRollout> = shares
+                .iter()
+                .map(|percent| RevisionRollout { percent: *percent, ..RevisionRollout::default() })
+                .collect();
+            let own = ConfigurationRollout { percent: 100, revisions, step_params, ..ConfigurationRollout::default() };
+            Rollout { configurations: vec![own] }.is_valid()
+        };
+        let stepping = StepParams { start_time: 1, next_step_time: 9, step_duration: 4, step_size: 5 };
+        assert!(of(&[100], StepParams::default()), "arrived");
+        assert!(of(&[99, 1], StepParams::waiting_since(1)), "waits for its first step");
+        assert!(of(&[40, 60], stepping));
+        assert!(!of(&[99, 1], StepParams::default()), "waits for nothing");
+        assert!(!of(&[40, 60], StepParams { step_size: 0, ..stepping }), "steps that move nothing");
+        assert!(!of(&[40, 60], StepParams { next_step_time: 0, ..stepping }), "no next step");
+        assert!(!of(&[40, 60], StepParams { start_time: i64::MIN, ..stepping }));
+        assert!(!of(&[40, 50], stepping), "less than the whole");
+        assert!(!of(&[i64::MAX, i64::MAX, 102], stepping), "a sum that wraps");
+        assert!(!of(&[120, -20], stepping));
     }
 
     proptest! {

@@ -9,13 +9,30 @@ use client::ObjectKey;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::write::Write;
+
 /// Since when the status of an object of one kind differs from what is written.
 #[derive(Default)]
 pub(crate) struct Pace(Mutex<HashMap<(&'static str, ObjectKey), Instant>>);
 
 impl Pace {
+    /// Takes a status that is minor out of a plan for as long as it may wait; `None` means that it need not.
+    pub(crate) fn hold(
+        &self,
+        kind: &'static str,
+        key: &ObjectKey,
+        writes: &mut Vec<Write>,
+        is_minor: impl Fn(&Write) -> bool,
+        delay: Duration,
+    ) -> Option<Duration> {
+        let minor = writes.iter().position(is_minor);
+        let wait = self.wait(kind, key, minor.is_some(), delay)?;
+        writes.remove(minor?);
+        Some(wait)
+    }
+
     /// How long a change that is `minor` still waits; `None` means that it, or what goes with it, is written now.
-    pub(crate) fn wait(&self, kind: &'static str, key: &ObjectKey, minor: bool, delay: Duration) -> Option<Duration> {
+    fn wait(&self, kind: &'static str, key: &ObjectKey, minor: bool, delay: Duration) -> Option<Duration> {
         let mut since = self.0.lock();
         let target = (kind, key.clone());
         if minor {
@@ -35,9 +52,23 @@ impl Pace {
     }
 }
 
-/// What Ready says, and of which generation.
-pub(crate) fn verdict(conditions: &[Condition], generation: Option<i64>) -> (Option<ConditionStatus>, Option<i64>) {
-    (conditions.iter().find(|condition| condition.kind == READY).map(|ready| ready.status), generation)
+/// What a status says of readiness, and of which generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    ready: ConditionStatus,
+    generation: Option<i64>,
+}
+
+impl Verdict {
+    pub(crate) fn new(conditions: &[Condition], generation: Option<i64>) -> Self {
+        let ready = conditions.iter().find(|condition| condition.kind == READY);
+        Self { ready: ready.map(|ready| ready.status).unwrap_or_default(), generation }
+    }
+
+    /// Whether a status tells nothing new. The first one does not, while nothing is known.
+    pub(crate) fn is_old(self, present: Option<Self>) -> bool {
+        present.map_or(self.ready == ConditionStatus::Unknown, |present| present == self)
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use regex::Regex;
 use serde_json::{Map, Number, Value};
 
+use crate::place::Place;
 use crate::resource::{FieldError, ListType, Text};
 
 /// Size of a compiled pattern; larger ones are not checked.
@@ -262,30 +263,30 @@ impl Schema {
     /// Paths of fields that pruning removes.
     pub fn unknown_root(&self, object: &Value) -> Vec<String> {
         let mut found = Vec::new();
-        self.find_unknown(object, true, "", &mut found);
+        self.find_unknown(object, true, &Place::Root, &mut found);
         found.sort();
         found
     }
 
-    fn find_unknown(&self, value: &Value, resource: bool, path: &str, found: &mut Vec<String>) {
+    fn find_unknown(&self, value: &Value, resource: bool, place: &Place<'_>, found: &mut Vec<String>) {
         match value {
             Value::Object(map) => {
                 for (name, value) in map {
                     if resource && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
                         continue;
                     }
-                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    let place = Place::Field(place, name);
                     match self.child(name) {
-                        Some(schema) => schema.find_unknown(value, schema.embedded_resource, &path, found),
+                        Some(schema) => schema.find_unknown(value, schema.embedded_resource, &place, found),
                         None if self.knows(name) => {}
-                        None => found.push(path),
+                        None => found.push(place.to_string()),
                     }
                 }
             }
             Value::Array(list) => {
                 for (index, item) in list.iter().enumerate() {
                     if let Some(items) = &self.items {
-                        items.find_unknown(item, items.embedded_resource, &format!("{path}[{index}]"), found);
+                        items.find_unknown(item, items.embedded_resource, &Place::Item(place, index), found);
                     }
                 }
             }
@@ -296,112 +297,108 @@ impl Schema {
     /// Faults of a whole object.
     pub fn validate_root(&self, object: &Value) -> Vec<FieldError> {
         let mut faults = Vec::new();
-        // Metadata is checked by the engine.
-        let mut object = object.clone();
-        if let Some(map) = object.as_object_mut()
-            && !self.properties.contains_key("metadata")
-        {
-            map.remove("metadata");
-        }
-        self.validate(&object, "", &mut faults);
+        self.validate(object, &Place::Root, &mut faults);
         faults
     }
 
-    fn validate(&self, value: &Value, path: &str, faults: &mut Vec<FieldError>) {
+    fn validate(&self, value: &Value, place: &Place<'_>, faults: &mut Vec<FieldError>) {
         if value.is_null() && self.nullable {
             return;
         }
-        if let Some(fault) = self.type_fault(value, path) {
+        if let Some(fault) = self.type_fault(value, place) {
             faults.push(fault);
             return;
         }
-        self.validate_value(value, path, faults);
+        self.validate_value(value, place, faults);
         match value {
-            Value::Object(map) => self.validate_object(map, path, faults),
-            Value::Array(list) => self.validate_list(list, path, faults),
+            Value::Object(map) => self.validate_object(map, place, faults),
+            Value::Array(list) => self.validate_list(list, place, faults),
             _ => {}
         }
-        self.validate_combined(value, path, faults);
+        self.validate_combined(value, place, faults);
     }
 
-    fn type_fault(&self, value: &Value, path: &str) -> Option<FieldError> {
-        let found = type_name(value);
-        if self.int_or_string {
-            let fits = value.is_string() || value.is_i64() || value.is_u64();
-            let why = format!("{} in body must be of type integer,string: \"{found}\"", shown_path(path));
-            return (!fits).then(|| FieldError::type_invalid(path, found, why));
-        }
-        let wanted = self.type_.as_deref()?;
-        let fits = match wanted {
-            "integer" => {
-                value.as_i64().is_some() || value.as_u64().is_some() || value.as_f64().is_some_and(|f| f.fract() == 0.0)
-            }
-            "number" => value.is_number(),
-            other => found == other,
+    fn type_fault(&self, value: &Value, place: &Place<'_>) -> Option<FieldError> {
+        let is_integer = value.is_i64() || value.is_u64();
+        let (fits, wanted) = match self.type_.as_deref() {
+            _ if self.int_or_string => (value.is_string() || is_integer, "integer,string"),
+            Some("integer") => (is_integer || value.as_f64().is_some_and(|f| f.fract() == 0.0), "integer"),
+            Some("number") => (value.is_number(), "number"),
+            Some(other) => (type_name(value) == other, other),
+            None => return None,
         };
-        let why = format!("{} in body must be of type {wanted}: \"{found}\"", shown_path(path));
-        (!fits).then(|| FieldError::type_invalid(path, found, why))
+        (!fits).then(|| {
+            let found = type_name(value);
+            let why = format!("{place} in body must be of type {wanted}: \"{found}\"");
+            FieldError::type_invalid(place, found, why)
+        })
     }
 
-    fn validate_value(&self, value: &Value, path: &str, faults: &mut Vec<FieldError>) {
-        let here = shown_path(path);
+    fn validate_value(&self, value: &Value, place: &Place<'_>, faults: &mut Vec<FieldError>) {
         if !self.enumeration.is_empty() && !self.enumeration.contains(value) {
             let supported: Vec<String> =
                 self.enumeration.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_string)).collect();
             let supported: Vec<&str> = supported.iter().map(String::as_str).collect();
-            faults.push(FieldError::not_supported(path, value.clone(), &supported));
+            faults.push(FieldError::not_supported(place, value.clone(), &supported));
         }
         if let Some(text) = value.as_str() {
             let length = text.chars().count() as u64;
             if let Some(max) = self.max_length.filter(|max| length > *max) {
                 faults.push(FieldError {
                     detail: format!("may not be more than {max} bytes"),
-                    ..FieldError::too_long(path, 0)
+                    ..FieldError::too_long(place, 0)
                 });
             }
             if let Some(min) = self.min_length.filter(|min| length < *min) {
-                let why = format!("{here} in body should be at least {min} chars long");
-                faults.push(FieldError::invalid(path, text, why));
+                let why = format!("{place} in body should be at least {min} chars long");
+                faults.push(FieldError::invalid(place, text, why));
             }
             if let Some((pattern, _)) = self.pattern.as_ref().filter(|(_, regex)| !regex.is_match(text)) {
-                let why = format!("{here} in body should match '{pattern}'");
-                faults.push(FieldError::invalid(path, text, why));
+                let why = format!("{place} in body should match '{pattern}'");
+                faults.push(FieldError::invalid(place, text, why));
             }
             if let Some(format) = self.format.as_deref().filter(|format| !format_holds(format, text)) {
-                let why = format!("{here} in body must be of type {format}: {}", crate::quote::quoted(text));
-                faults.push(FieldError::invalid(path, text, why));
+                let why = format!("{place} in body must be of type {format}: {}", crate::quote::quoted(text));
+                faults.push(FieldError::invalid(place, text, why));
             }
         }
         if value.is_number() {
-            self.validate_number(value, path, faults);
+            self.validate_number(value, place, faults);
         }
     }
 
-    fn validate_number(&self, value: &Value, path: &str, faults: &mut Vec<FieldError>) {
-        let here = shown_path(path);
+    fn validate_number(&self, value: &Value, place: &Place<'_>, faults: &mut Vec<FieldError>) {
         let Some(number) = value.as_f64() else { return };
         let as_f64 = |n: &Number| n.as_f64().unwrap_or(0.0);
         if let Some(max) = &self.maximum {
             let (limit, strict) = (as_f64(max), self.exclusive_maximum);
             if number > limit || (strict && number >= limit) {
                 let word = if strict { "less than" } else { "less than or equal to" };
-                faults.push(FieldError::invalid(path, value.clone(), format!("{here} in body should be {word} {max}")));
+                faults.push(FieldError::invalid(
+                    place,
+                    value.clone(),
+                    format!("{place} in body should be {word} {max}"),
+                ));
             }
         }
         if let Some(min) = &self.minimum {
             let (limit, strict) = (as_f64(min), self.exclusive_minimum);
             if number < limit || (strict && number <= limit) {
                 let word = if strict { "greater than" } else { "greater than or equal to" };
-                faults.push(FieldError::invalid(path, value.clone(), format!("{here} in body should be {word} {min}")));
+                faults.push(FieldError::invalid(
+                    place,
+                    value.clone(),
+                    format!("{place} in body should be {word} {min}"),
+                ));
             }
         }
         if let Some(factor) = &self.multiple_of {
             let quotient = number / as_f64(factor);
             if (quotient - quotient.round()).abs() > 1e-9 {
                 faults.push(FieldError::invalid(
-                    path,
+                    place,
                     value.clone(),
-                    format!("{here} in body should be a multiple of {factor}"),
+                    format!("{place} in body should be a multiple of {factor}"),
                 ));
             }
         }
@@ -411,63 +408,65 @@ impl Schema {
                 _ => true,
             };
             if !fits {
-                let why = format!("{here} in body must be of type {format}: \"{value}\"");
-                faults.push(FieldError::invalid(path, value.clone(), why));
+                let why = format!("{place} in body must be of type {format}: \"{value}\"");
+                faults.push(FieldError::invalid(place, value.clone(), why));
             }
         }
     }
 
-    fn validate_object(&self, map: &Map<String, Value>, path: &str, faults: &mut Vec<FieldError>) {
-        let count = map.len() as u64;
+    fn validate_object(&self, map: &Map<String, Value>, place: &Place<'_>, faults: &mut Vec<FieldError>) {
+        // Metadata is checked by the engine, but for what the schema says of it.
+        let is_ours = |name: &str| !place.is_root() || name != "metadata" || self.properties.contains_key(name);
+        let count = map.keys().filter(|name| is_ours(name)).count() as u64;
         if let Some(max) = self.max_properties.filter(|max| count > *max) {
-            faults.push(too_many(path, count, max));
+            faults.push(too_many(place, count, max));
         }
         if let Some(min) = self.min_properties.filter(|min| count < *min) {
-            let why = format!("{} in body should have at least {min} properties", shown_path(path));
-            faults.push(FieldError::invalid(path, Value::Object(map.clone()), why));
+            let why = format!("{place} in body should have at least {min} properties");
+            faults.push(FieldError::invalid(place, Value::Object(map.clone()), why));
         }
-        for (name, value) in map {
+        for (name, value) in map.iter().filter(|(name, _)| is_ours(name)) {
             if let Some(schema) = self.child(name) {
-                schema.validate(value, &join(path, name), faults);
+                schema.validate(value, &Place::Field(place, name), faults);
             } else if matches!(self.additional, Additional::Forbidden) {
-                let why = format!("{} in body is a forbidden property", join(path, name));
-                faults.push(FieldError::invalid(path, name.as_str(), why));
+                let why = format!("{} in body is a forbidden property", Place::Field(place, name));
+                faults.push(FieldError::invalid(place, name.as_str(), why));
             }
         }
         for name in self.required.iter().filter(|name| !map.contains_key(*name)) {
-            faults.push(FieldError::required(join(path, name), ""));
+            faults.push(FieldError::required(&Place::Field(place, name), ""));
         }
     }
 
-    fn validate_list(&self, list: &[Value], path: &str, faults: &mut Vec<FieldError>) {
+    fn validate_list(&self, list: &[Value], place: &Place<'_>, faults: &mut Vec<FieldError>) {
         let count = list.len() as u64;
         if let Some(max) = self.max_items.filter(|max| count > *max) {
-            faults.push(too_many(path, count, max));
+            faults.push(too_many(place, count, max));
         }
         if let Some(min) = self.min_items.filter(|min| count < *min) {
-            let why = format!("{} in body should have at least {min} items", shown_path(path));
-            faults.push(FieldError::invalid(path, count, why));
+            let why = format!("{place} in body should have at least {min} items");
+            faults.push(FieldError::invalid(place, count, why));
         }
         if self.unique_items && (1..list.len()).any(|at| list[..at].contains(&list[at])) {
-            let why = format!("{} in body shouldn't contain duplicates", shown_path(path));
-            faults.push(FieldError::invalid(path, "", why));
+            let why = format!("{place} in body shouldn't contain duplicates");
+            faults.push(FieldError::invalid(place, "", why));
         }
-        self.validate_keys(list, path, faults);
+        self.validate_keys(list, place, faults);
         if let Some(items) = &self.items {
             for (index, item) in list.iter().enumerate() {
-                items.validate(item, &format!("{path}[{index}]"), faults);
+                items.validate(item, &Place::Item(place, index), faults);
             }
         }
     }
 
     /// Items of sets and maps must differ.
-    fn validate_keys(&self, list: &[Value], path: &str, faults: &mut Vec<FieldError>) {
+    fn validate_keys(&self, list: &[Value], place: &Place<'_>, faults: &mut Vec<FieldError>) {
         match &self.list {
             List::Atomic => {}
             List::Set => {
                 for at in 1..list.len() {
                     if list[..at].contains(&list[at]) {
-                        faults.push(FieldError::duplicate(format!("{path}[{at}]"), list[at].clone()));
+                        faults.push(FieldError::duplicate(&Place::Item(place, at), list[at].clone()));
                     }
                 }
             }
@@ -479,18 +478,17 @@ impl Schema {
                 let ids: Vec<Value> = list.iter().map(id).collect();
                 for at in 1..ids.len() {
                     if ids[..at].contains(&ids[at]) {
-                        faults.push(FieldError::duplicate(format!("{path}[{at}]"), ids[at].clone()));
+                        faults.push(FieldError::duplicate(&Place::Item(place, at), ids[at].clone()));
                     }
                 }
             }
         }
     }
 
-    fn validate_combined(&self, value: &Value, path: &str, faults: &mut Vec<FieldError>) {
-        let here = shown_path(path);
+    fn validate_combined(&self, value: &Value, place: &Place<'_>, faults: &mut Vec<FieldError>) {
         let holds = |schema: &Schema| {
             let mut found = Vec::new();
-            schema.validate(value, path, &mut found);
+            schema.validate(value, place, &mut found);
             found
         };
         for schema in &self.all_of {
@@ -498,9 +496,9 @@ impl Schema {
             if !found.is_empty() {
                 faults.extend(found);
                 faults.push(FieldError::invalid(
-                    path,
-                    shown_value(value, path),
-                    format!("{here} in body must validate all the schemas (allOf)"),
+                    place,
+                    shown_value(value, place),
+                    format!("{place} in body must validate all the schemas (allOf)"),
                 ));
             }
         }
@@ -508,9 +506,9 @@ impl Schema {
             let all: Vec<Vec<FieldError>> = self.any_of.iter().map(holds).collect();
             if !all.iter().any(Vec::is_empty) {
                 faults.push(FieldError::invalid(
-                    path,
-                    shown_value(value, path),
-                    format!("{here} in body must validate at least one schema (anyOf)"),
+                    place,
+                    shown_value(value, place),
+                    format!("{place} in body must validate at least one schema (anyOf)"),
                 ));
                 faults.extend(all.into_iter().next().unwrap_or_default());
             }
@@ -523,31 +521,27 @@ impl Schema {
                 } else {
                     format!("Found {matching} valid alternatives")
                 };
-                let why = format!("{here} in body must validate one and only one schema (oneOf). {found}");
-                faults.push(FieldError::invalid(path, shown_value(value, path), why));
+                let why = format!("{place} in body must validate one and only one schema (oneOf). {found}");
+                faults.push(FieldError::invalid(place, shown_value(value, place), why));
             }
         }
         if self.not.as_deref().is_some_and(|schema| holds(schema).is_empty()) {
-            let why = format!("{here} in body must not validate the schema (not)");
-            faults.push(FieldError::invalid(path, shown_value(value, path), why));
+            let why = format!("{place} in body must not validate the schema (not)");
+            faults.push(FieldError::invalid(place, shown_value(value, place), why));
         }
     }
 }
 
-fn shown_value(value: &Value, path: &str) -> Value {
-    if path.is_empty() && value.is_object() { "".into() } else { value.clone() }
+fn shown_value(value: &Value, place: &Place<'_>) -> Value {
+    if place.is_root() && value.is_object() { "".into() } else { value.clone() }
 }
 
-fn too_many(path: &str, count: u64, max: u64) -> FieldError {
-    FieldError::too_many(path, usize::try_from(count).unwrap_or(usize::MAX), usize::try_from(max).unwrap_or(usize::MAX))
-}
-
-fn shown_path(path: &str) -> String {
-    path.to_string()
-}
-
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
+fn too_many(place: &Place<'_>, count: u64, max: u64) -> FieldError {
+    FieldError::too_many(
+        place,
+        usize::try_from(count).unwrap_or(usize::MAX),
+        usize::try_from(max).unwrap_or(usize::MAX),
+    )
 }
 
 fn type_name(value: &Value) -> &'static str {

@@ -246,7 +246,9 @@ impl ApiServer {
         };
         def.strategy.check_types(value).map_err(handled)?;
         let mut unknown = crate::meta::normalise(value, &def.kind, &def.version)?;
-        for path in def.strategy.unknown_fields(value) {
+        let of_kind = def.strategy.unknown_fields(value);
+        let prune = !of_kind.is_empty();
+        for path in of_kind {
             if !unknown.contains(&path) {
                 unknown.push(path);
             }
@@ -268,7 +270,9 @@ impl ApiServer {
                 _ => unknown.iter().for_each(|path| call.warn(format!("unknown field \"{path}\""))),
             }
         }
-        def.strategy.prune(value);
+        if prune {
+            def.strategy.prune(value);
+        }
         def.strategy.default(value);
         Ok(())
     }

@@ -276,11 +276,11 @@ fn status_write(
         entry.told = Some((seen, version.clone()));
         return (None, None);
     }
-    let first = known.is_none() || entry.scaler.initialized() != status::restored(known, context.now()).initialized;
+    let ready = entry.scaler.initialized() != status::restored(known, context.now()).initialized;
     let due = *entry.dirty_since.get_or_insert(now) + context.config.status_delay;
     // Written over a version that the cache does not show yet, it would only be refused.
     let behind = matches!(&entry.written, Some((over, _)) if over == version);
-    if (first || now >= due) && !behind {
+    if (ready || now >= due) && !behind {
         let next = PodAutoscaler { status: Some(status), ..autoscaler.clone() };
         return (Some(Write::Status(next.into())), None);
     }

@@ -10,14 +10,17 @@ use std::time::Duration;
 
 use api::config::Settings;
 use api::serving::annotations as keys;
-use api::serving::{Configuration, Revision};
+use api::serving::{Configuration, ConfigurationStatus, Revision};
 use client::ObjectKey;
 use client::queue::Outcome;
 use kube::ResourceExt;
 
 use crate::context::{Context, revision_id};
 use crate::meta::is_controlled_by;
-use crate::write::{Write, WriteError};
+use crate::pace::Verdict;
+use crate::write::{Object, Write, WriteError};
+
+const KIND: &str = "Configuration";
 
 /// Whether a Revision of the name that the template asks for is somebody else's, or says something else.
 ///
@@ -80,7 +83,10 @@ fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
 
 /// Brings one Configuration's Revision and status up to date.
 pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
-    let Some(observed) = observe(&context, &key) else { return Ok(Outcome::Done) };
+    let Some(observed) = observe(&context, &key) else {
+        context.pace.forget(KIND, &key);
+        return Ok(Outcome::Done);
+    };
     let settings = context.live.get();
     let (mut unused, mut wait) = gc::collect(&observed, &settings.gc, context.now());
     unused.retain(|revision| {
@@ -91,13 +97,26 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
         pods == Pods::Idle
     });
     let mut writes = plan::plan(&observed, context.now());
+    let is_minor = |write: &Write| is_minor(&observed.configuration, write);
+    let held = context.pace.hold(KIND, &key, &mut writes, is_minor, context.config.status_delay);
     // One that was just put to use again is not the one that was seen.
     writes.extend(unused.into_iter().map(|revision| Write::DeleteUnchanged(Revision::clone(&revision).into())));
     context.writer.apply_all(observed.configuration.as_ref(), &writes).await?;
     if let Some(wait) = wait {
         context.queues.configurations.add_after(key, wait);
     }
-    Ok(Outcome::Done)
+    Ok(held.map_or(Outcome::Done, Outcome::After))
+}
+
+/// Whether a status changes nothing but words about whether the latest Revision is ready.
+fn is_minor(configuration: &Configuration, write: &Write) -> bool {
+    let Write::Status(Object::Configuration(next)) = write else { return false };
+    let present = configuration.status.as_ref();
+    let verdict = |status: &ConfigurationStatus| Verdict::new(&status.conditions, status.observed_generation);
+    next.status.as_ref().is_some_and(|next| {
+        let latest = present.and_then(|present| present.latest_ready_revision_name.as_ref());
+        verdict(next).is_old(present.map(verdict)) && next.latest_ready_revision_name.as_ref() == latest
+    })
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::autoscaling::PodAutoscaler;
-use api::serving::Revision;
 use api::serving::annotations::PROGRESS_DEADLINE_ANNOTATION;
+use api::serving::{Revision, RevisionStatus};
 use client::ObjectKey;
 use client::queue::Outcome;
 use k8s_openapi::api::core::v1::Pod;
@@ -21,7 +21,7 @@ pub(crate) use digests::Digests;
 use digests::Resolution;
 
 use crate::context::Context;
-use crate::pace;
+use crate::pace::Verdict;
 use crate::write::{Object, Write, WriteError};
 
 const KIND: &str = "Revision";
@@ -60,23 +60,22 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
         context.queues.instances.add(key);
         return Ok(Outcome::Done);
     };
-    let writes = plan::plan(&observed, context.now());
-    let minor = is_minor(&observed.revision, &writes);
-    if let Some(wait) = context.pace.wait(KIND, &key, minor, context.config.status_delay) {
-        return Ok(Outcome::After(wait));
-    }
+    let mut writes = plan::plan(&observed, context.now());
+    let is_minor = |write: &Write| is_minor(&observed.revision, write);
+    let wait = context.pace.hold(KIND, &key, &mut writes, is_minor, context.config.status_delay);
     context.writer.apply_all(observed.revision.as_ref(), &writes).await?;
-    Ok(Outcome::Done)
+    Ok(wait.map_or(Outcome::Done, Outcome::After))
 }
 
-/// Whether all there is to write are numbers and words that nobody acts upon.
-fn is_minor(revision: &Revision, writes: &[Write]) -> bool {
-    let [Write::Status(Object::Revision(next))] = writes else { return false };
-    let (Some(present), Some(next)) = (&revision.status, &next.status) else { return false };
-    pace::verdict(&present.conditions, present.observed_generation)
-        == pace::verdict(&next.conditions, next.observed_generation)
-        && present.container_statuses == next.container_statuses
-        && present.init_container_statuses == next.init_container_statuses
+/// Whether a status changes nothing but numbers and words that nobody acts upon.
+fn is_minor(revision: &Revision, write: &Write) -> bool {
+    let Write::Status(Object::Revision(next)) = write else { return false };
+    let present = revision.status.as_ref();
+    let verdict = |status: &RevisionStatus| Verdict::new(&status.conditions, status.observed_generation);
+    let images = |status: &RevisionStatus| (status.container_statuses.clone(), status.init_container_statuses.clone());
+    next.status.as_ref().is_some_and(|next| {
+        verdict(next).is_old(present.map(verdict)) && images(next) == present.map(images).unwrap_or_default()
+    })
 }
 
 /// Time until a Revision that was never ready has failed.

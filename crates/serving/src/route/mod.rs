@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::config::Settings;
-use api::serving::{Configuration, Revision, Route, TrafficTarget};
+use api::serving::{Configuration, Revision, Route, RouteStatus, TrafficTarget};
 use base::RouteId;
 use client::ObjectKey;
 use client::queue::Outcome;
@@ -19,8 +19,11 @@ use k8s_openapi::api::core::v1::Service as CoreService;
 use kube::ResourceExt;
 
 use crate::context::Context;
+use crate::pace::Verdict;
 use crate::served::version_of;
-use crate::write::WriteError;
+use crate::write::{Object, Write, WriteError};
+
+const KIND: &str = "Route";
 
 /// What is known about one Route.
 #[derive(Clone, Debug)]
@@ -76,14 +79,17 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
     let settings = context.live.get();
     let Some(observed) = observe(&context, &key, &settings) else {
         context.served_routes.forget(&key);
+        context.pace.forget(KIND, &key);
         context.unresolved.lock().set(&key, []);
         return Ok(Outcome::Done);
     };
     let naming = resources::Naming { addresses: &context.config.addresses, settings: &settings };
-    let plan = plan::plan(&observed, &naming, context.now());
+    let mut plan = plan::plan(&observed, &naming, context.now());
     // Whoever waits for something that does not exist yet is woken by it.
     let waits_for = observed.route.spec.traffic.iter().filter(|_| !plan.resolved).flat_map(targets);
     context.unresolved.lock().set(&key, waits_for);
+    let is_minor = |write: &Write| is_minor(&observed.route, write);
+    let wait = context.pace.hold(KIND, &key, &mut plan.writes, is_minor, context.config.status_delay);
     context.writer.apply_all(observed.route.as_ref(), &plan.writes).await?;
     if let Some(next) = plan.next_step {
         context.queues.routes.add_after(key.clone(), next);
@@ -95,5 +101,19 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
             context.gateway.programmed(RouteId::new(&key.namespace, &key.name), generation)
         });
     }
-    Ok(Outcome::Done)
+    Ok(wait.map_or(Outcome::Done, Outcome::After))
+}
+
+/// Whether a status changes nothing but words about whether the Route is ready.
+fn is_minor(route: &Route, write: &Write) -> bool {
+    let Write::Status(Object::Route(next)) = write else { return false };
+    let Some(next) = &next.status else { return false };
+    let verdict = |status: &RouteStatus| Verdict::new(&status.conditions, status.observed_generation);
+    let serves = |status: &RouteStatus| {
+        (status.traffic.clone(), status.annotations.clone(), status.url.clone(), status.address.clone())
+    };
+    match &route.status {
+        Some(present) => verdict(next).is_old(Some(verdict(present))) && serves(next) == serves(present),
+        None => verdict(next).is_old(None) && next.traffic.is_empty(),
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::config::Network;
 use api::serving::TrafficTarget;
 use api::serving::annotations as keys;
-use autoscale::rollout::{ConfigurationRollout, RevisionRollout, Rollout};
+use autoscale::rollout::{ConfigurationRollout, RevisionRollout, Rollout, StepParams};
 use jiff::Timestamp;
 use kube::ResourceExt;
 
@@ -34,7 +34,7 @@ pub(super) fn split(observed: &Observed, goal: Vec<TrafficTarget>, settings: &Ne
     }
     let wanted = wanted(observed, &goal);
     let now_ns = i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX);
-    let (mut state, _) = wanted.step(&previous(observed, &wanted), now_ns);
+    let (mut state, _) = wanted.step(&previous(observed, &wanted, now_ns), now_ns);
     // The gateway takes the first step up as soon as the status says it.
     state.observe_ready(now_ns, duration.as_secs_f64());
     let due = state.configurations.iter().map(|own| own.step_params.next_step_time).filter(|time| *time > 0).min();
@@ -92,7 +92,7 @@ fn wanted(observed: &Observed, goal: &[TrafficTarget]) -> Rollout {
 }
 
 /// Where the traffic was: what the status says of it, as far as its Revisions are still there.
-fn previous(observed: &Observed, wanted: &Rollout) -> Rollout {
+fn previous(observed: &Observed, wanted: &Rollout, now: i64) -> Rollout {
     let exists = |name: &str| {
         let mut routed = observed.routed.iter();
         observed.revisions.contains_key(name) || routed.any(|revision| revision.name_any() == name)
@@ -102,7 +102,9 @@ fn previous(observed: &Observed, wanted: &Rollout) -> Rollout {
     let state: Option<Rollout> = state.and_then(|text| serde_json::from_str(text).ok());
     let mut state = match state.filter(Rollout::is_valid) {
         Some(state) => state,
-        None => Rollout { configurations: wanted.configurations.iter().map(|own| served(observed, own)).collect() },
+        None => {
+            Rollout { configurations: wanted.configurations.iter().map(|own| served(observed, own, now)).collect() }
+        }
     };
     for own in &mut state.configurations {
         let before = own.revisions.len();
@@ -116,8 +118,9 @@ fn previous(observed: &Observed, wanted: &Rollout) -> Rollout {
     state
 }
 
-/// A Configuration's share as it is served by a Route that has no state yet.
-fn served(observed: &Observed, wanted: &ConfigurationRollout) -> ConfigurationRollout {
+/// A Configuration's share as it is served by a Route that has no state yet, or has lost it. Several Revisions are a
+/// rollout that goes on from there.
+fn served(observed: &Observed, wanted: &ConfigurationRollout, now: i64) -> ConfigurationRollout {
     let status = observed.route.status.iter().flat_map(|status| &status.traffic);
     let of_configuration = |name: &str| {
         let mut known = observed.routed.iter().chain(observed.revisions.values());
@@ -139,6 +142,9 @@ fn served(observed: &Observed, wanted: &ConfigurationRollout) -> ConfigurationRo
                 None => own.revisions.push(RevisionRollout { revision_name: name.to_owned(), percent }),
             }
         }
+    }
+    if own.revisions.len() > 1 {
+        own.step_params = StepParams::waiting_since(now);
     }
     own
 }

@@ -5,12 +5,12 @@ mod resources;
 
 use std::sync::Arc;
 
-use api::serving::{Configuration, Revision, Route, Service};
+use api::serving::{Configuration, Revision, Route, Service, ServiceStatus};
 use client::ObjectKey;
 use client::queue::Outcome;
 
 use crate::context::Context;
-use crate::pace;
+use crate::pace::Verdict;
 use crate::write::{Object, Write, WriteError};
 
 const KIND: &str = "Service";
@@ -40,19 +40,16 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
         context.pace.forget(KIND, &key);
         return Ok(Outcome::Done);
     };
-    let writes = plan::plan(&observed, context.now());
-    let minor = is_minor(&observed.service, &writes);
-    if let Some(wait) = context.pace.wait(KIND, &key, minor, context.config.status_delay) {
-        return Ok(Outcome::After(wait));
-    }
+    let mut writes = plan::plan(&observed, context.now());
+    let is_minor = |write: &Write| is_minor(&observed.service, write);
+    let wait = context.pace.hold(KIND, &key, &mut writes, is_minor, context.config.status_delay);
     context.writer.apply_all(observed.service.as_ref(), &writes).await?;
-    Ok(Outcome::Done)
+    Ok(wait.map_or(Outcome::Done, Outcome::After))
 }
 
-/// Whether all there is to write are words that change nothing about whether the Service is ready.
-fn is_minor(service: &Service, writes: &[Write]) -> bool {
-    let [Write::Status(Object::Service(next))] = writes else { return false };
-    let (Some(present), Some(next)) = (&service.status, &next.status) else { return false };
-    pace::verdict(&present.conditions, present.observed_generation)
-        == pace::verdict(&next.conditions, next.observed_generation)
+/// Whether a status changes nothing but words about whether the Service is ready.
+fn is_minor(service: &Service, write: &Write) -> bool {
+    let Write::Status(Object::Service(next)) = write else { return false };
+    let verdict = |status: &ServiceStatus| Verdict::new(&status.conditions, status.observed_generation);
+    next.status.as_ref().is_some_and(|next| verdict(next).is_old(service.status.as_ref().map(verdict)))
 }

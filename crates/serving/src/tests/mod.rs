@@ -479,6 +479,56 @@ async fn traffic_moves_gradually_and_goes_on_after_a_restart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rollout_goes_on_whatever_its_state_says() {
+    let stuck = |params: Value| {
+        let revisions = json!([
+            {"revisionName": "hello-00001", "percent": 66}, {"revisionName": "hello-00002", "percent": 34},
+        ]);
+        let own = json!({"configurationName": "hello", "percent": 100, "revisions": revisions, "stepParams": params});
+        json!({"configurations": [own]}).to_string()
+    };
+    let states = [
+        None,
+        Some("{".to_owned()),
+        Some(stuck(json!({}))),
+        Some(stuck(json!({"starttime": 1, "nextStepTime": 1, "stepDuration": 1}))),
+        Some(stuck(json!({"starttime": i64::MIN, "nextStepTime": i64::MAX, "stepSize": 1}))),
+    ];
+    for state in states {
+        let platform = platform(Api::new()).await;
+        platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
+        platform.until("Ready", "True").await;
+        sleep(Duration::from_secs(5)).await;
+        let mut next = service("r.example/hello:v2", json!({}));
+        next["metadata"]["annotations"]["serving.knative.dev/rollout-duration"] = "10s".into();
+        platform.api.put(SERVICES, next);
+        let mut lost = false;
+        for _ in 0..600 {
+            let shares = traffic(&platform);
+            assert_eq!(shares.iter().map(|(_, percent)| percent).sum::<i64>(), 100, "{shares:?}");
+            if shares == [("hello-00001".to_owned(), 66), ("hello-00002".to_owned(), 34)] && !lost {
+                let mut route = platform.api.get(ROUTES, "hello").unwrap();
+                let annotations = route["status"]["annotations"].as_object_mut().unwrap();
+                let key = api::serving::annotations::ROLLOUT_ANNOTATION;
+                let was = match &state {
+                    Some(state) => annotations.insert(key.to_owned(), state.as_str().into()),
+                    None => annotations.remove(key),
+                };
+                assert!(was.is_some(), "the state is not where it was looked for");
+                platform.api.put(ROUTES, route);
+                lost = true;
+            }
+            if lost && shares == [("hello-00002".to_owned(), 100)] {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        assert!(lost, "the rollout was never seen at 34 %");
+        assert_eq!(traffic(&platform), [("hello-00002".to_owned(), 100)], "{state:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn revisions_that_nobody_uses_go_in_their_time() {
     let platform = platform(Api::new()).await;
     platform.api.put(

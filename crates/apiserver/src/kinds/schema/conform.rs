@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Field, Shape, Type, find};
 use crate::kinds::quantity;
+use crate::place::Place;
 
 /// Whether every field has its type.
 ///
@@ -21,27 +22,26 @@ use crate::kinds::quantity;
 /// The decoder's complaint, in words close to the reference's.
 pub fn check(root: &str, value: &Value) -> Result<(), String> {
     let Some(kind) = find(root) else { return Ok(()) };
-    check_object(kind, short_name(root), "", value)
+    check_object(kind, short_name(root), &Place::Root, value)
 }
 
 fn short_name(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)
 }
 
-fn check_object(kind: &Type, owner: &str, at: &str, value: &Value) -> Result<(), String> {
+fn check_object(kind: &Type, owner: &str, at: &Place<'_>, value: &Value) -> Result<(), String> {
     let Some(map) = value.as_object() else {
         return if value.is_null() { Ok(()) } else { Err(mismatch(value, owner, at, owner)) };
     };
     for (name, value) in map {
         if let Some(field) = kind.field(name) {
-            let at = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
-            check_shape(&field.shape, owner, &at, value)?;
+            check_shape(&field.shape, owner, &Place::Field(at, name), value)?;
         }
     }
     Ok(())
 }
 
-fn mismatch(value: &Value, owner: &str, at: &str, wanted: &str) -> String {
+fn mismatch(value: &Value, owner: &str, at: &Place<'_>, wanted: &str) -> String {
     let given = match value {
         Value::String(_) => "string".to_string(),
         Value::Number(number) if wanted.starts_with("int") => format!("number {number}"),
@@ -54,7 +54,7 @@ fn mismatch(value: &Value, owner: &str, at: &str, wanted: &str) -> String {
     format!("json: cannot unmarshal {given} into Go struct field {owner}.{at} of type {wanted}")
 }
 
-fn check_shape(shape: &Shape, owner: &str, at: &str, value: &Value) -> Result<(), String> {
+fn check_shape(shape: &Shape, owner: &str, at: &Place<'_>, value: &Value) -> Result<(), String> {
     if value.is_null() {
         return Ok(());
     }
@@ -107,7 +107,7 @@ fn shape_name(shape: &Shape) -> String {
     }
 }
 
-fn check_bytes(owner: &str, at: &str, value: &Value) -> Result<(), String> {
+fn check_bytes(owner: &str, at: &Place<'_>, value: &Value) -> Result<(), String> {
     let Some(text) = value.as_str() else { return Err(mismatch(value, owner, at, "[]uint8")) };
     let clean: String = text.chars().filter(|c| !matches!(c, '\n' | '\r')).collect();
     match STANDARD.decode(clean.as_bytes()) {
@@ -126,7 +126,7 @@ fn check_quantity(value: &Value) -> Result<(), String> {
     quantity::canonical(&text).map(|_| ()).map_err(|error| error.to_string())
 }
 
-fn check_time(value: &Value, owner: &str, at: &str, layout: &str) -> Result<(), String> {
+fn check_time(value: &Value, owner: &str, at: &Place<'_>, layout: &str) -> Result<(), String> {
     match value.as_str() {
         None => Err(mismatch(value, owner, at, "string")),
         Some("") => Ok(()),
@@ -139,22 +139,22 @@ fn check_time(value: &Value, owner: &str, at: &str, layout: &str) -> Result<(), 
 pub fn unknown(root: &str, value: &Value) -> Vec<String> {
     let mut found = Vec::new();
     if let (Some(kind), Some(map)) = (find(root), value.as_object()) {
-        unknown_in(kind, map, "", &mut found);
+        unknown_in(kind, map, &Place::Root, &mut found);
     }
     found
 }
 
-fn unknown_in(kind: &Type, map: &Map<String, Value>, at: &str, found: &mut Vec<String>) {
-    let join = |name: &str| if at.is_empty() { name.to_string() } else { format!("{at}.{name}") };
+fn unknown_in(kind: &Type, map: &Map<String, Value>, at: &Place<'_>, found: &mut Vec<String>) {
     for (name, value) in map {
         if let Some(field) = kind.field(name) {
-            unknown_in_shape(&field.shape, value, &join(name), found);
+            unknown_in_shape(&field.shape, value, &Place::Field(at, name), found);
         }
     }
-    found.extend(map.keys().filter(|name| kind.field(name).is_none()).map(|name| join(name)));
+    let unknown = map.keys().filter(|name| kind.field(name).is_none());
+    found.extend(unknown.map(|name| Place::Field(at, name).to_string()));
 }
 
-fn unknown_in_shape(shape: &Shape, value: &Value, at: &str, found: &mut Vec<String>) {
+fn unknown_in_shape(shape: &Shape, value: &Value, at: &Place<'_>, found: &mut Vec<String>) {
     match (shape, value) {
         (Shape::Object(name), Value::Object(map)) => {
             if let Some(kind) = find(name) {
@@ -163,12 +163,12 @@ fn unknown_in_shape(shape: &Shape, value: &Value, at: &str, found: &mut Vec<Stri
         }
         (Shape::List(inner), Value::Array(items)) => {
             for (index, item) in items.iter().enumerate() {
-                unknown_in_shape(inner, item, &format!("{at}[{index}]"), found);
+                unknown_in_shape(inner, item, &Place::Item(at, index), found);
             }
         }
         (Shape::Map(inner), Value::Object(map)) => {
             for (key, item) in map {
-                unknown_in_shape(inner, item, &format!("{at}.{key}"), found);
+                unknown_in_shape(inner, item, &Place::Field(at, key), found);
             }
         }
         _ => {}
