@@ -22,7 +22,7 @@ use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt};
 use gateway::transport::Stream;
 use gateway::{Dialer, Gateway};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -302,8 +302,8 @@ impl std::ops::Sub for Spent {
     }
 }
 
-/// A client of the server's own process that counts the durable writes: all that changed something, but Leases, Events
-/// and the statuses of pods.
+/// A client like that of the platform's own process, which counts the durable writes: all that changed something, but
+/// Leases, Events and the statuses of pods.
 fn counting(server: Arc<ApiServer>, writes: Arc<AtomicU64>) -> Client {
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
         let (server, writes) = (server.clone(), writes.clone());
@@ -312,7 +312,8 @@ fn counting(server: Arc<ApiServer>, writes: Arc<AtomicU64>) -> Client {
             let lazy = ["/events", "/leases"].iter().any(|lazy| path.contains(lazy))
                 || (path.contains("/pods/") && path.ends_with("/status"));
             let counts = *request.method() != Method::GET && !lazy;
-            let request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
+            let mut request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
+            request.headers_mut().insert(client::WITHOUT_MANAGED_FIELDS, HeaderValue::from_static("true"));
             let response = server.handle(User::master("system:colibri"), request).await;
             if counts && response.status().is_success() {
                 writes.fetch_add(1, Ordering::Relaxed);
