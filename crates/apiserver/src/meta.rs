@@ -214,8 +214,7 @@ fn finalizers_faults(finalizers: Option<&Value>, strict: bool) -> Vec<FieldError
 
 /// What only the server may set, taken over from the old object.
 pub fn keep_system_fields(new: &mut Value, old: &Value) {
-    let metadata = meta_mut(new);
-    for field in [
+    let fields = [
         "uid",
         "creationTimestamp",
         "deletionTimestamp",
@@ -223,13 +222,21 @@ pub fn keep_system_fields(new: &mut Value, old: &Value) {
         "generation",
         "namespace",
         "generateName",
-    ] {
-        match old.get("metadata").and_then(|m| m.get(field)) {
+    ];
+    keep_fields(meta_mut(new), old, &fields);
+}
+
+/// Fields of metadata, taken over from the old object.
+pub fn keep_fields(metadata: &mut Map<String, Value>, old: &Value, fields: &[&str]) {
+    let before = old.get("metadata");
+    for field in fields {
+        match before.and_then(|before| before.get(*field)) {
+            Some(value) if metadata.get(*field) == Some(value) => {}
             Some(value) => {
-                metadata.insert(field.into(), value.clone());
+                metadata.insert((*field).to_string(), value.clone());
             }
             None => {
-                metadata.remove(field);
+                metadata.remove(*field);
             }
         }
     }

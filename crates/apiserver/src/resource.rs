@@ -215,6 +215,19 @@ pub struct PatchMerge {
     pub retain_keys: bool,
 }
 
+/// Takes everything but metadata and status over from the old object.
+pub(crate) fn keep_but_status(new: &mut Value, old: &Value) {
+    let (Some(next), Some(before)) = (new.as_object_mut(), old.as_object()) else { return };
+    let is_kept = |name: &str| !matches!(name, "metadata" | "status");
+    next.retain(|name, _| !is_kept(name) || before.contains_key(name));
+    // Mostly the same: comparing costs less than copying.
+    for (name, value) in before.iter().filter(|(name, _)| is_kept(name)) {
+        if next.get(name) != Some(value) {
+            next.insert(name.clone(), value.clone());
+        }
+    }
+}
+
 /// The rules of one kind in one version. Every method has a neutral default.
 ///
 /// Values given are objects (maps) with `apiVersion`, `kind` and `metadata`; metadata itself is filled and checked by
@@ -254,20 +267,7 @@ pub trait Strategy: Send + Sync {
 
     /// Before an update through `/status`: by default only `status` (and managed fields, by the engine) is new.
     fn prepare_status_update(&self, new: &mut Value, old: &Value) {
-        let status = new.get_mut("status").map(Value::take);
-        let metadata = new.get_mut("metadata").map(Value::take);
-        *new = old.clone();
-        if let Some(metadata) = metadata {
-            new["metadata"] = metadata;
-        }
-        match status {
-            Some(status) => new["status"] = status,
-            None => {
-                if let Some(new) = new.as_object_mut() {
-                    new.remove("status");
-                }
-            }
-        }
+        keep_but_status(new, old);
     }
 
     /// Whether the update counts as a change of the desired state (for `metadata.generation`); by default anything

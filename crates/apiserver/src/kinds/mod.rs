@@ -183,16 +183,8 @@ impl Strategy for Builtin {
     }
 
     fn prepare_status_update(&self, new: &mut Value, old: &Value) {
-        let status = new.get("status").cloned();
-        let metadata = new.get("metadata").cloned();
-        *new = old.clone();
-        for (name, value) in [("metadata", metadata), ("status", status)] {
-            match value {
-                Some(value) => new[name] = value,
-                None => remove(new, name),
-            }
-        }
-        conform::normalise(&self.root, new);
+        crate::resource::keep_but_status(new, old);
+        conform::normalise_field(&self.root, "status", new);
         (self.rules.prepare_status)(new, old);
     }
 

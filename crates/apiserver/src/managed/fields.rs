@@ -75,26 +75,32 @@ impl FieldSet {
         self.children.get(first).is_some_and(|node| rest.is_empty() || node.below.touches(rest))
     }
 
-    /// What is in either.
-    pub(crate) fn union(&mut self, other: &Self) {
+    /// Adds what is in the other; whether anything was not in it yet.
+    pub(crate) fn union(&mut self, other: &Self) -> bool {
+        let mut changed = false;
         for (step, node) in &other.children {
             let own = self.children.entry(step.clone()).or_default();
+            changed |= node.member && !own.member;
             own.member |= node.member;
-            own.below.union(&node.below);
+            changed |= own.below.union(&node.below);
         }
+        changed
     }
 
-    /// Takes away what is in the other.
-    pub(crate) fn subtract(&mut self, other: &Self) {
+    /// Takes away what is in the other; whether anything of it was in this one.
+    pub(crate) fn subtract(&mut self, other: &Self) -> bool {
+        let mut changed = false;
         for (step, node) in &other.children {
             if let Some(own) = self.children.get_mut(step) {
+                changed |= node.member && own.member;
                 own.member &= !node.member;
-                own.below.subtract(&node.below);
+                changed |= own.below.subtract(&node.below);
                 if !own.member && own.below.is_empty() {
                     self.children.remove(step);
                 }
             }
         }
+        changed
     }
 
     /// What is in both.

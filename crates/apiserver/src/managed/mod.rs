@@ -38,6 +38,8 @@ struct Entry {
     subresource: String,
     time: String,
     fields: FieldSet,
+    /// The entry as it was stored, while it is still right.
+    stored: Option<Value>,
 }
 
 impl Entry {
@@ -50,10 +52,21 @@ impl Entry {
             subresource: text("subresource"),
             time: text("time"),
             fields: FieldSet::from_json(&value["fieldsV1"]),
+            stored: None,
         }
     }
 
-    fn to_json(&self) -> Value {
+    /// Takes fields away.
+    fn subtract(&mut self, fields: &FieldSet) {
+        if self.fields.subtract(fields) {
+            self.stored = None;
+        }
+    }
+
+    fn into_json(self) -> Value {
+        if let Some(stored) = self.stored {
+            return stored;
+        }
         let mut value = json!({
             "manager": self.manager, "operation": self.operation, "apiVersion": self.api_version,
             "fieldsType": "FieldsV1", "fieldsV1": self.fields.to_json(),
@@ -76,24 +89,27 @@ impl Entry {
 }
 
 fn entries(object: &Value) -> Vec<Entry> {
-    object
-        .pointer("/metadata/managedFields")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .map(Entry::parse)
-        .collect()
+    let list = object.pointer("/metadata/managedFields").and_then(Value::as_array);
+    list.into_iter().flatten().map(Entry::parse).collect()
+}
+
+/// The entries of a list that the server wrote.
+fn stored_entries(list: Vec<Value>) -> Vec<Entry> {
+    let entry = |value: Value| {
+        let entry = Entry::parse(&value);
+        Entry { stored: Some(value), ..entry }
+    };
+    list.into_iter().map(entry).collect()
 }
 
 fn set_entries(object: &mut Value, mut entries: Vec<Entry>) {
     entries.retain(|entry| !entry.fields.is_empty());
-    let key = |e: &Entry| (e.operation.clone(), e.time.clone(), e.manager.clone());
-    entries.sort_by_key(key);
+    entries.sort_by(|a, b| (&a.operation, &a.time, &a.manager).cmp(&(&b.operation, &b.time, &b.manager)));
     let metadata = meta_mut(object);
     if entries.is_empty() {
         metadata.remove("managedFields");
     } else {
-        metadata.insert("managedFields".into(), entries.iter().map(Entry::to_json).collect());
+        metadata.insert("managedFields".into(), entries.into_iter().map(Entry::into_json).collect());
     }
 }
 
@@ -106,6 +122,7 @@ impl ApiServer {
             subresource: call.target.subresource.clone(),
             time: time_text(jiff::Timestamp::now()),
             fields: FieldSet::default(),
+            stored: None,
         }
     }
 
@@ -144,10 +161,16 @@ impl ApiServer {
         let def = call.served.def.clone();
         let rules = Rules { strategy: &*def.strategy, built_in: !call.custom() };
         // A client may take entries away (by an empty list) but not invent them here.
-        let mut all = match new.pointer("/metadata/managedFields").and_then(Value::as_array) {
-            Some(list) if list.len() == 1 && list[0].as_object().is_some_and(serde_json::Map::is_empty) => Vec::new(),
-            Some(_) => entries(new),
-            None => entries(old),
+        let before = old.pointer("/metadata/managedFields").and_then(Value::as_array);
+        let mut all = match meta_mut(new).remove("managedFields") {
+            Some(Value::Array(list))
+                if list.len() == 1 && list[0].as_object().is_some_and(|entry| entry.is_empty()) =>
+            {
+                Vec::new()
+            }
+            Some(Value::Array(list)) if Some(&list) == before => stored_entries(list),
+            Some(Value::Array(list)) => list.iter().map(Entry::parse).collect(),
+            _ => stored_entries(before.cloned().unwrap_or_default()),
         };
         let (mut set, removed) = rules.compare(old, new);
         self.strip(call, &mut set);
@@ -159,21 +182,20 @@ impl ApiServer {
             self.strip(call, &mut own.fields);
         }
         for entry in all.iter_mut().filter(|entry| !entry.is(&own)) {
-            entry.fields.subtract(&set);
-            entry.fields.subtract(&removed);
+            entry.subtract(&set);
+            entry.subtract(&removed);
         }
-        match all.iter().position(|entry| entry.is(&own)) {
-            Some(at) => {
-                let before = all[at].fields.clone();
-                if operation == "Update" {
-                    own.fields = before.clone();
-                    own.fields.union(&set);
-                    own.fields.subtract(&removed);
+        match all.iter_mut().find(|entry| entry.is(&own)) {
+            Some(entry) => {
+                let changed = if operation == "Update" {
+                    entry.fields.union(&set) | entry.fields.subtract(&removed)
+                } else {
+                    entry.fields != own.fields
+                };
+                if changed {
+                    let fields = if operation == "Update" { std::mem::take(&mut entry.fields) } else { own.fields };
+                    *entry = Entry { fields, ..own };
                 }
-                if own.fields == before {
-                    own.time = all[at].time.clone();
-                }
-                all[at] = own;
             }
             None => {
                 if operation == "Update" {

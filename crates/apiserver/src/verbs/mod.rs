@@ -95,6 +95,11 @@ impl Call {
     pub(crate) fn custom(&self) -> bool {
         self.served.crd.is_some()
     }
+
+    /// Whether unknown fields are refused.
+    pub(crate) fn is_strict(&self) -> bool {
+        self.query.get("fieldValidation") == "Strict"
+    }
 }
 
 pub(crate) fn check_dry_run(values: &[&str], options: &str) -> ApiResult<bool> {
@@ -232,6 +237,31 @@ impl ApiServer {
         Ok(())
     }
 
+    /// [`ApiServer::accept_fields`], of a stored object that was patched. Through `/status` nothing else changes, so what
+    /// the patch left as it was needs no second look.
+    pub(crate) fn accept_patched(
+        &self,
+        call: &Call,
+        value: &mut Value,
+        old: &Value,
+        patch: Option<&str>,
+    ) -> ApiResult<()> {
+        let mut same = Vec::new();
+        if call.target.subresource == "status"
+            && let (Some(map), Some(before)) = (value.as_object_mut(), old.as_object())
+        {
+            let rest = before.iter().filter(|(name, _)| !matches!(name.as_str(), "apiVersion" | "kind" | "metadata"));
+            for (name, _) in rest.filter(|(name, before)| map.get(*name) == Some(before)).collect::<Vec<_>>() {
+                same.extend(map.remove_entry(name));
+            }
+        }
+        self.accept_fields(call, value, patch)?;
+        if let Some(map) = value.as_object_mut() {
+            map.extend(same);
+        }
+        Ok(())
+    }
+
     /// Checks types, reports and drops unknown fields, fills defaults in. For a patch the fault names the patch.
     pub(crate) fn accept_fields(&self, call: &Call, value: &mut Value, patch: Option<&str>) -> ApiResult<()> {
         let def = &call.served.def;
@@ -256,7 +286,7 @@ impl ApiServer {
         if !unknown.is_empty() {
             match call.query.get("fieldValidation") {
                 "Ignore" => {}
-                "Strict" => {
+                _ if call.is_strict() => {
                     let listed: Vec<String> = unknown.iter().map(|path| format!("unknown field \"{path}\"")).collect();
                     let why = format!("strict decoding error: {}", listed.join(", "));
                     return Err(match patch {

@@ -12,7 +12,7 @@ use crate::ApiServer;
 use crate::admission::Operation;
 use crate::body::Response;
 use crate::error::{ApiError, ApiResult};
-use crate::meta::{keep_system_fields, validate_update};
+use crate::meta::{keep_fields, keep_system_fields, validate_update};
 use crate::object::{self, Object, meta, meta_mut};
 use crate::patch::{self, PatchKind};
 use crate::resource::{FieldError, ResourceDef};
@@ -72,8 +72,8 @@ impl ApiServer {
         let parsed = patch::parse(kind, &call.body)?;
         let make = |old: &Value| {
             let mut new = parsed.apply(old, &*def.strategy)?;
-            let shown = parsed.shown(&new);
-            self.accept_fields(call, &mut new, Some(&shown))?;
+            let shown = call.is_strict().then(|| parsed.shown(&new));
+            self.accept_patched(call, &mut new, old, shown.as_deref())?;
             Ok(new)
         };
         let object = self.update_object(call, &make, Style::Update, dry_run).await?;
@@ -206,16 +206,7 @@ impl ApiServer {
                 } else {
                     &["finalizers", "ownerReferences"]
                 };
-                for field in kept {
-                    match old.pointer(&format!("/metadata/{field}")) {
-                        Some(value) => {
-                            metadata.insert((*field).into(), value.clone());
-                        }
-                        None => {
-                            metadata.remove(*field);
-                        }
-                    }
-                }
+                keep_fields(metadata, old, kept);
                 def.strategy.validate_status_update(new, old)
             }
             "" => {

@@ -213,6 +213,21 @@ pub fn normalise(root: &str, value: &mut Value) {
     }
 }
 
+/// [`normalise`], of one field of an object whose others have that form.
+pub fn normalise_field(root: &str, name: &str, value: &mut Value) {
+    let Some(field) = find(root).and_then(|kind| kind.field(name)) else { return };
+    let Some(map) = value.as_object_mut() else { return };
+    if let Some(value) = map.get_mut(name) {
+        normalise_shape(&field.shape, value);
+        if dropped(field, value) {
+            map.remove(name);
+        }
+    }
+    if field.always && !map.contains_key(name) {
+        map.insert(name.to_string(), absent(field));
+    }
+}
+
 fn normalise_object(kind: &Type, map: &mut Map<String, Value>) {
     map.retain(|name, value| match kind.field(name) {
         Some(field) => {
