@@ -23,7 +23,14 @@ pub(crate) fn start(network: &Network, caches: &Caches, tasks: &TaskTracker, sto
     let queue = Queue::<&'static str>::new();
     let (services, slices) = (caches.of::<Service>(), caches.of::<EndpointSlice>());
     let add = queue.clone();
-    services.subscribe(move |_| add.add_after("services", GATHER));
+    services.subscribe(move |change| {
+        // The names of thousands of Routes are Services without an address.
+        if [&change.old, &change.new].into_iter().flatten().any(|service| address_of(service).is_some()) {
+            add.add_after("services", GATHER);
+        }
+    });
+    // Whatever an earlier platform left goes, also where there is no Service any more.
+    queue.add_after("services", GATHER);
     let add = queue.clone();
     slices.subscribe(move |_| add.add_after("services", GATHER));
     let network = network.clone();

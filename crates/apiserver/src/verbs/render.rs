@@ -72,36 +72,27 @@ impl ApiServer {
         match call.accepted.shape {
             Shape::Object => {
                 let head = json!({"kind": def.list_kind, "apiVersion": def.api_version(), "metadata": metadata});
-                let head = head.to_string();
                 let mut out = BytesMut::with_capacity(objects.clone().map(|o| o.text().len() + 1).sum::<usize>() + 256);
-                out.put_slice(&head.as_bytes()[..head.len() - 1]);
-                out.put_slice(b",\"items\":[");
-                for (index, object) in objects.enumerate() {
-                    if index > 0 {
-                        out.put_u8(b',');
-                    }
-                    self.put_item(call, object, &mut out);
-                }
-                out.put_slice(b"]}");
-                if call.accepted.notation == Notation::Json {
-                    return Ok(body::raw_json(code, out.freeze()));
-                }
-                let value = serde_json::from_slice(&out).unwrap_or_default();
-                Ok(respond_value(call, code, &value))
+                put_list(&mut out, &head, objects, |object, out| self.put_item(call, object, out));
+                Ok(respond_text(call, code, out.freeze()))
             }
             Shape::Partial => {
-                let items: Vec<Value> = objects.map(|object| partial(&self.view(&call.served, object))).collect();
-                let items = if items.is_empty() { Value::Null } else { items.into() };
                 let mut metadata = metadata;
                 if metadata["continue"] == ""
                     && let Some(map) = metadata.as_object_mut()
                 {
                     map.remove("continue");
                 }
-                let list = json!({
-                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items,
+                let mut head = json!({
+                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
                 });
-                Ok(respond_value(call, code, &list))
+                if page.snapshot.entries.is_empty() {
+                    head["items"] = Value::Null;
+                    return Ok(respond_value(call, code, &head));
+                }
+                let mut out = BytesMut::new();
+                put_list(&mut out, &head, objects, |object, out| out.put_slice(&self.partial_text(call, object)));
+                Ok(respond_text(call, code, out.freeze()))
             }
             Shape::Table => {
                 let mut metadata = metadata;
@@ -161,6 +152,33 @@ pub(crate) fn partial(value: &Value) -> Value {
 
 pub(crate) fn revision_text(object: &Object) -> String {
     object.value()["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_string()
+}
+
+/// Writes a list: what its head says, and its items.
+fn put_list<T>(
+    out: &mut BytesMut,
+    head: &Value,
+    items: impl Iterator<Item = T>,
+    mut put_item: impl FnMut(T, &mut BytesMut),
+) {
+    let head = head.to_string();
+    out.put_slice(&head.as_bytes()[..head.len() - 1]);
+    out.put_slice(b",\"items\":[");
+    for (index, item) in items.enumerate() {
+        if index > 0 {
+            out.put_u8(b',');
+        }
+        put_item(item, out);
+    }
+    out.put_slice(b"]}");
+}
+
+/// JSON text in the notation that was asked for.
+fn respond_text(call: &Call, code: StatusCode, text: Bytes) -> Response {
+    match call.accepted.notation {
+        Notation::Json => body::raw_json(code, text),
+        Notation::Yaml => respond_value(call, code, &serde_json::from_slice(&text).unwrap_or_default()),
+    }
 }
 
 /// A value in the notation that was asked for.

@@ -25,8 +25,7 @@ pub(super) fn plan(observed: &Observed, now: Timestamp) -> Vec<Write> {
     let status = status(observed, now);
     // No pod before its image is known: the PodAutoscaler makes the pods.
     if matches!(observed.images, Resolution::Done { .. }) {
-        let next = Revision { status: Some(status.clone()), ..revision.clone() };
-        writes.extend(autoscaler(&next, observed.autoscaler.as_deref()));
+        writes.extend(autoscaler(revision, &status, observed.autoscaler.as_deref()));
     }
     if revision.status.as_ref() != Some(&status) {
         let next = Revision { status: Some(status), ..revision.clone() };
@@ -36,8 +35,8 @@ pub(super) fn plan(observed: &Observed, now: Timestamp) -> Vec<Write> {
     writes
 }
 
-fn autoscaler(revision: &Revision, present: Option<&PodAutoscaler>) -> Option<Write> {
-    let wanted = resources::autoscaler(revision);
+fn autoscaler(revision: &Revision, status: &RevisionStatus, present: Option<&PodAutoscaler>) -> Option<Write> {
+    let wanted = resources::autoscaler(revision, &status.conditions);
     let Some(present) = present else { return Some(Write::Create(wanted.into())) };
     if !is_controlled_by(present, revision) || is_deleted(present) {
         return None;

@@ -1,7 +1,7 @@
 //! The PodAutoscaler of a Revision.
 
 use api::autoscaling::{PodAutoscaler, PodAutoscalerSpec};
-use api::conditions::ConditionStatus;
+use api::conditions::{Condition, ConditionStatus};
 use api::serving::Revision;
 use api::serving::annotations::ROUTING_STATE_LABEL;
 use autoscale::settings::Reachability;
@@ -11,8 +11,8 @@ use kube::ResourceExt;
 
 use crate::meta::{annotations_of_revision, controlled_by, labels_of_revision};
 
-/// The PodAutoscaler that `revision` wants. It has the Revision's name.
-pub(super) fn autoscaler(revision: &Revision) -> PodAutoscaler {
+/// The PodAutoscaler that `revision` wants while those are its conditions. It has the Revision's name.
+pub(super) fn autoscaler(revision: &Revision, conditions: &[Condition]) -> PodAutoscaler {
     let name = revision.name_any();
     PodAutoscaler {
         metadata: ObjectMeta {
@@ -31,7 +31,7 @@ pub(super) fn autoscaler(revision: &Revision) -> PodAutoscaler {
                 name: Some(name),
                 ..ObjectReference::default()
             },
-            reachability: reachability(revision).text().map(str::to_owned),
+            reachability: reachability(revision, conditions).text().map(str::to_owned),
             protocol_type: Some(protocol(revision).to_owned()),
         },
         status: None,
@@ -39,8 +39,7 @@ pub(super) fn autoscaler(revision: &Revision) -> PodAutoscaler {
 }
 
 /// A Revision that has failed is not reachable whatever a Route says.
-fn reachability(revision: &Revision) -> Reachability {
-    let conditions = revision.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+fn reachability(revision: &Revision, conditions: &[Condition]) -> Reachability {
     let failed = conditions.iter().any(|condition| {
         condition.status == ConditionStatus::False
             && ["ResourcesAvailable", "ContainerHealthy"].contains(&condition.kind.as_str())
