@@ -1,6 +1,7 @@
 //! The gateway's own answers: what went wrong, and on whose side.
 //!
-//! Text, or JSON for a client that accepts it. No internals: the cause goes to the log under the request's id.
+//! Text, or JSON for a client that accepts it; a gRPC client gets a status without a message. No internals: the cause
+//! goes to the log under the request's id.
 
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::body::ResponseBody;
+use crate::stage::Stage;
 
 /// Why the gateway answers in place of the workload.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,7 +72,7 @@ pub enum Failure {
         limit_bytes: u64,
     },
     /// A method that a reverse proxy does not serve.
-    #[error("the method CONNECT is not served here")]
+    #[error("the method CONNECT is served for WebSockets over HTTP/2 only")]
     Connect,
     /// The Route has no target, or its target does not exist (any more).
     #[error("the service has no revision that takes requests")]
@@ -79,10 +81,12 @@ pub enum Failure {
     #[error("pending request queue full")]
     QueueFull,
     /// No instance took the request in time.
-    #[error("request timeout: no instance was ready within {limit:?}")]
+    #[error("request timeout: no instance was ready within {limit:?}: {stage}")]
     QueueTimeout {
         /// The limit.
         limit: Duration,
+        /// How far the instances had come.
+        stage: Stage,
     },
     /// No instance could be reached, however often it was tried.
     #[error("no instance of the service could be reached")]
@@ -90,6 +94,9 @@ pub enum Failure {
     /// The instance took the request and broke the connection before it answered.
     #[error("the service broke the connection before it answered")]
     Broken,
+    /// The instance answered a WebSocket's handshake with a success that is none.
+    #[error("the service did not switch to a WebSocket")]
+    NotSwitched,
     /// The instance did not answer in time.
     #[error("request timeout: the service gave no answer within {limit:?}")]
     Timeout {
@@ -137,7 +144,7 @@ impl Failure {
             Self::BodyTooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoRevision | Self::QueueFull | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Unreachable | Self::Broken => StatusCode::BAD_GATEWAY,
+            Self::Unreachable | Self::Broken | Self::NotSwitched => StatusCode::BAD_GATEWAY,
             Self::QueueTimeout { .. } | Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -146,14 +153,35 @@ impl Failure {
     pub fn side(&self) -> Side {
         match self {
             Self::NoRevision | Self::QueueFull | Self::QueueTimeout { .. } | Self::Stopping => Side::Platform,
-            Self::Unreachable | Self::Broken | Self::Timeout { .. } => Side::Workload,
+            Self::Unreachable | Self::Broken | Self::NotSwitched | Self::Timeout { .. } => Side::Workload,
             _ => Side::Client,
+        }
+    }
+
+    /// The gRPC status of the answer.
+    ///
+    /// Source: gRPC, `doc/http-grpc-status-mapping.md` and `doc/statuscodes.md`.
+    fn grpc_status(&self) -> &'static str {
+        match self {
+            Self::QueueTimeout { .. } | Self::Timeout { .. } => DEADLINE_EXCEEDED,
+            Self::BodyTooLong { .. } => "8",
+            Self::NoRoute | Self::Connect => "12",
+            Self::NoRevision
+            | Self::QueueFull
+            | Self::Stopping
+            | Self::Unreachable
+            | Self::Broken
+            | Self::NotSwitched => "14",
+            _ => "13",
         }
     }
 
     /// The answer, in the form that the request's `Accept` prefers.
     pub fn answer(&self, request: Option<&HeaderMap>, request_id: &str) -> Response<ResponseBody> {
         let (status, side) = (self.status(), self.side().name());
+        if request.is_some_and(is_grpc) {
+            return grpc(self.grpc_status(), &format!("{self} ({side} error, request {request_id})"));
+        }
         let json = request.is_some_and(accepts_json);
         let text = if json {
             let body = serde_json::json!({"error": self.to_string(), "side": side, "status": status.as_u16(),
@@ -173,6 +201,38 @@ impl Failure {
         }
         response
     }
+}
+
+/// Whether the headers are those of a gRPC message; gRPC-Web, which frames its trailers itself, is none.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    let rest = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.as_bytes().strip_prefix(b"application/grpc"));
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// gRPC's status for a deadline that has passed.
+pub const DEADLINE_EXCEEDED: &str = "4";
+
+/// The trailers that end a gRPC response.
+pub fn grpc_trailers(status: &'static str, message: &str) -> HeaderMap {
+    let plain = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b'%';
+    let message: String = message
+        .bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect();
+    let mut trailers = HeaderMap::with_capacity(3);
+    trailers.insert("grpc-status", HeaderValue::from_static(status));
+    if let Ok(message) = HeaderValue::try_from(message) {
+        trailers.insert("grpc-message", message);
+    }
+    trailers
+}
+
+/// A response without a message: its trailers are its header.
+fn grpc(status: &'static str, message: &str) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::empty());
+    *response.headers_mut() = grpc_trailers(status, message);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
 }
 
 fn accepts_json(headers: &HeaderMap) -> bool {
@@ -204,6 +264,26 @@ mod tests {
     }
 
     #[test]
+    fn a_grpc_client_gets_a_status_in_the_header() {
+        let kind = |kind: &'static str| HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(kind))]);
+        let rows = [
+            (Failure::QueueTimeout { limit: Duration::from_secs(1), stage: Stage::Missing }, "4"),
+            (Failure::Timeout { limit: Duration::from_secs(1) }, "4"),
+            (Failure::QueueFull, "14"),
+            (Failure::NoRoute, "12"),
+        ];
+        for (failure, status) in rows {
+            let answer = failure.answer(Some(&kind("application/grpc+proto")), "f00");
+            let of = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+            assert_eq!((answer.status(), of("content-type").as_str()), (StatusCode::OK, "application/grpc"));
+            let message = format!("{failure} ({} error, request f00)", failure.side().name());
+            assert_eq!((of("grpc-status"), of("grpc-message")), (status.to_owned(), message));
+        }
+        assert!(!is_grpc(&kind("application/grpc-web")) && is_grpc(&kind("application/grpc;x")));
+        assert_eq!(grpc_trailers("2", "50 %\n")["grpc-message"], "50 %25%0A");
+    }
+
+    #[test]
     fn the_troubleshooting_page_has_these_texts() {
         let page =
             std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/troubleshooting.md")).unwrap();
@@ -215,7 +295,7 @@ mod tests {
             Failure::QueueFull,
             Failure::NoRevision,
             Failure::Timeout { limit: second },
-            Failure::QueueTimeout { limit: second },
+            Failure::QueueTimeout { limit: second, stage: Stage::Missing },
         ];
         for failure in failures {
             let text = failure.to_string();

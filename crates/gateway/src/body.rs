@@ -14,7 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::answer::Failure;
+use crate::answer::{self, Failure};
 use crate::revision::{Shared, Slot};
 use crate::upstream::Http1;
 
@@ -166,24 +166,33 @@ pub struct Flow {
     slot: Slot,
     shared: Arc<Shared>,
     status: u16,
-    deadline: Instant,
-    idle_timeout: Option<Duration>,
+    end: End,
     timer: Option<Pin<Box<Sleep>>>,
     ended: bool,
 }
 
+/// When and how a response ends that takes too long.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    /// When it must be complete.
+    pub deadline: Instant,
+    /// Longest time between two frames.
+    pub idle_timeout: Option<Duration>,
+    /// Whether it is a gRPC response, which ends with a status.
+    pub grpc: bool,
+}
+
 impl Flow {
-    /// The body of a response that carries `status`, limited by `deadline` and by the time between two frames.
+    /// The body of a response that carries `status`.
     pub fn new(
         incoming: Incoming,
         connection: Option<Box<Http1>>,
         slot: Slot,
         shared: Arc<Shared>,
         status: u16,
-        deadline: Instant,
-        idle_timeout: Option<Duration>,
+        end: End,
     ) -> Self {
-        Self { incoming, connection, slot, shared, status, deadline, idle_timeout, timer: None, ended: false }
+        Self { incoming, connection, slot, shared, status, end, timer: None, ended: false }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -199,8 +208,8 @@ impl Flow {
         }
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
-                if let (Some(timer), Some(idle)) = (&mut self.timer, self.idle_timeout) {
-                    timer.as_mut().reset(self.deadline.min(Instant::now() + idle));
+                if let (Some(timer), Some(idle)) = (&mut self.timer, self.end.idle_timeout) {
+                    timer.as_mut().reset(self.end.deadline.min(Instant::now() + idle));
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -217,12 +226,12 @@ impl Flow {
         }
     }
 
-    /// Too late for another status: a body of unknown length ends, cleanly, with the text `request timeout`; one whose
-    /// length was announced is broken off.
+    /// Too late for another status: a body of unknown length ends, cleanly, with the text `request timeout`, and a gRPC
+    /// response with a status; one whose length was announced is broken off.
     ///
     /// Source: Knative Serving, `pkg/http/handler/timeout.go`.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let (deadline, idle) = (self.deadline, self.idle_timeout);
+        let End { deadline, idle_timeout: idle, grpc } = self.end;
         let timer = self.timer.get_or_insert_with(|| {
             let first = idle.map_or(deadline, |idle| deadline.min(Instant::now() + idle));
             Box::pin(sleep_until(first))
@@ -233,7 +242,12 @@ impl Flow {
         if self.incoming.size_hint().exact().is_some() {
             return Poll::Ready(Some(Err(BodyError::Timeout)));
         }
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"request timeout")))))
+        let timeout = "request timeout";
+        Poll::Ready(Some(Ok(if grpc {
+            Frame::trailers(answer::grpc_trailers(answer::DEADLINE_EXCEEDED, timeout))
+        } else {
+            Frame::data(Bytes::from_static(timeout.as_bytes()))
+        })))
     }
 }
 

@@ -21,6 +21,7 @@ use crate::proxy::Proxy;
 use crate::revision::{PodSeen, Revision, Shared};
 use crate::routes::hosts_of;
 use crate::settings::Settings;
+use crate::stage::Stage;
 
 /// All revisions, and what is routed to them.
 pub struct Fleet {
@@ -305,5 +306,6 @@ fn seen(pod: &Pod, deleted: bool) -> PodSeen {
         deleting: pod.metadata.deletion_timestamp.is_some(),
         gone: deleted || ended,
         ready: conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+        stage: Stage::of(pod),
     }
 }

@@ -20,6 +20,21 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// Asks whether the host is routed.
+pub const NETWORK_PROBE: HeaderName = HeaderName::from_static("k-network-probe");
+/// What Knative's parts tell each other; from a client it would be a lie.
+///
+/// Source: `knative/networking/pkg/http/header/header.go`.
+const OF_THE_PLATFORM: [HeaderName; 8] = [
+    NETWORK_PROBE,
+    HeaderName::from_static("k-network-hash"),
+    HeaderName::from_static("k-proxy-request"),
+    HeaderName::from_static("k-original-host"),
+    HeaderName::from_static("k-kubelet-probe"),
+    HeaderName::from_static("knative-serving-revision"),
+    HeaderName::from_static("knative-serving-namespace"),
+    HeaderName::from_static("knative-serving-default-route"),
+];
 
 /// What all requests of one client connection have in common.
 pub struct Peer {
@@ -99,6 +114,9 @@ pub fn to_workload(head: &mut request::Parts, peer: &Peer, trace: impl FnOnce() 
     let trailers = lists(&head.headers, &header::TE, "trailers");
     remove_hop_fields(&mut head.headers);
     remove_claims(&mut head.headers, peer.trusted);
+    for name in OF_THE_PLATFORM {
+        head.headers.remove(name);
+    }
     if trailers {
         head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -159,6 +177,34 @@ pub fn to_client(headers: &mut HeaderMap) {
         headers.remove(header::CONTENT_LENGTH);
     }
     remove_hop_fields(headers);
+}
+
+/// Makes an HTTP/1.1 handshake of a WebSocket that HTTP/2 asks for.
+///
+/// Source: RFC 8441 section 5; RFC 6455 section 4.1 for the key, which only has to be new each time.
+pub fn to_websocket(headers: &mut HeaderMap, random: [u64; 2]) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.entry(header::SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
+    headers.insert(header::SEC_WEBSOCKET_KEY, websocket_key(random));
+}
+
+/// Undoes [`to_websocket`] on the response.
+pub fn from_websocket(headers: &mut HeaderMap) {
+    headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+    remove_hop_fields(headers);
+}
+
+/// 16 bytes in base64.
+fn websocket_key([high, low]: [u64; 2]) -> HeaderValue {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bits = (u128::from(high) << 64) | u128::from(low);
+    let mut text = *b"========================";
+    for (at, digit) in text.iter_mut().take(21).enumerate() {
+        *digit = DIGITS[(bits >> (122 - 6 * at)) as usize & 63];
+    }
+    text[21] = DIGITS[(bits << 4) as usize & 63];
+    HeaderValue::from_bytes(&text).expect("base64 is a valid header value")
 }
 
 /// Turns a head for HTTP/1 into one for HTTP/2: the host becomes the authority.
@@ -300,6 +346,10 @@ mod tests {
                 .header("host", "lie")
                 .header("connection", "close, X-Hop, x-forwarded-for")
                 .header("x-hop", "1")
+                .header("K-Proxy-Request", "activator")
+                .header("k-original-host", "other")
+                .header("knative-serving-default-route", "true")
+                .header("k-of-a-user", "kept")
                 .header("te", "gzip, trailers")
                 .header("proxy-authorization", "secret")
                 .header("transfer-encoding", "chunked")
@@ -311,6 +361,7 @@ mod tests {
                 GET /x
                 forwarded: for=198.51.100.1, for=192.0.2.7;host=other.ns;proto=http
                 host: other.ns
+                k-of-a-user: kept
                 te: trailers
                 traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01
                 x-forwarded-for: 198.51.100.1, 192.0.2.7
@@ -410,6 +461,15 @@ mod tests {
             let id = trace_id(&head.headers);
             proptest::prop_assert!(id == "-" || id.len() == 32);
         }
+    }
+
+    #[test]
+    fn a_websockets_key_is_16_bytes_in_base64() {
+        assert_eq!(websocket_key([0, 0]), "AAAAAAAAAAAAAAAAAAAAAA==");
+        // RFC 6455 section 1.3: the bytes of "the sample nonce".
+        let bytes = *b"the sample nonce";
+        let half = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+        assert_eq!(websocket_key([half(0), half(8)]), "dGhlIHNhbXBsZSBub25jZQ==");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! | Part | Kind |
 //! |---|---|
-//! | [`routes`], [`throttle`], [`instance`], [`meter`], [`settings`], [`headers`], [`wire`], [`timing`],
+//! | [`routes`], [`throttle`], [`instance`], [`meter`], [`settings`], [`headers`], [`wire`], [`timing`], [`stage`],
 //! [`answer`] | pure |
 //! | [`revision`], [`fleet`], [`probe`], [`clients`] | shell around them |
 //! | [`proxy`], [`upstream`], [`transport`], [`body`], [`tunnel`], [`guard`], [`listen`] | sockets |
@@ -36,6 +36,7 @@ pub mod random;
 pub mod revision;
 pub mod routes;
 pub mod settings;
+pub mod stage;
 pub mod throttle;
 pub mod timing;
 pub mod transport;

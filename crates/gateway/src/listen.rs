@@ -75,6 +75,7 @@ fn builder(limits: &Gateway) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.http2_streams)
         .max_local_error_reset_streams(limits.http2_resets as usize)
+        .enable_connect_protocol()
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
         .keep_alive_interval(Some(Duration::from_secs(60)))

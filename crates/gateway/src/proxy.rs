@@ -12,21 +12,23 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode, request};
+use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::{Body as _, Incoming};
+use hyper::client::conn::{http1, http2};
+use hyper::ext::Protocol as Extended;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
-use crate::answer::Failure;
-use crate::body::{Flow, RequestBody, ResponseBody, broken_by_client};
+use crate::answer::{Failure, is_grpc};
+use crate::body::{End, Flow, RequestBody, ResponseBody, broken_by_client};
 use crate::headers::{self, Peer};
 use crate::revision::{Entry, Revision, Shared, Slot, Waiting};
 use crate::routes::{HOST_LIMIT_BYTES, Table};
 use crate::settings::{Protocol, Settings};
 use crate::timing::{ColdStart, Timing, server_timing};
 use crate::tunnel;
-use crate::upstream::{Http1, drive_until};
+use crate::upstream::{ConnectError, Http1, drive_until};
 
 const TAG: HeaderName = HeaderName::from_static("knative-serving-tag");
 const DEFAULT_ROUTE: HeaderName = HeaderName::from_static("knative-serving-default-route");
@@ -61,6 +63,7 @@ pub struct Proxy {
 struct Passage<'p> {
     shared: &'p Arc<Shared>,
     settings: Arc<Settings>,
+    grpc: bool,
     arrived: Instant,
     routed: Instant,
 }
@@ -71,6 +74,14 @@ struct Outgoing {
     request: Request<RequestBody>,
     /// Whether it may be sent twice.
     repeatable: bool,
+}
+
+/// How the client asks to leave HTTP.
+enum Switch {
+    /// By HTTP/1.1's `Upgrade`, to this protocol.
+    Upgrade(HeaderValue),
+    /// To a WebSocket, by HTTP/2's extended CONNECT (RFC 8441).
+    Connect,
 }
 
 /// What came of handing a request to a connection.
@@ -86,10 +97,18 @@ enum Exchange {
 impl Proxy {
     /// Answers one request.
     pub async fn serve(&self, peer: &Peer, audience: Audience, request: Request<Incoming>) -> Response<ResponseBody> {
+        let is_head = request.method() == Method::HEAD;
+        let response = self.answer(peer, audience, request).await;
+        // HTTP/2 would send a body, though to this method there is none.
+        if is_head { without_body(response) } else { response }
+    }
+
+    async fn answer(&self, peer: &Peer, audience: Audience, request: Request<Incoming>) -> Response<ResponseBody> {
         let arrived = Instant::now();
         match self.route(audience, &request) {
             Ok(Routed::Revision(revision, untagged)) => self.pass(peer, arrived, revision, untagged, request).await,
             Ok(Routed::Handler(handler)) => handler.handle(request).await,
+            Ok(Routed::Probe) => Response::new(ResponseBody::empty()),
             Err(failure) => {
                 if failure == Failure::NoRoute {
                     self.shared.metrics.unrouted.inc();
@@ -106,7 +125,7 @@ impl Proxy {
     }
 
     fn route(&self, audience: Audience, request: &Request<Incoming>) -> Result<Routed, Failure> {
-        if request.method() == Method::CONNECT {
+        if request.method() == Method::CONNECT && !is_websocket(request) {
             return Err(Failure::Connect);
         }
         let mut buffer = [0; HOST_LIMIT_BYTES];
@@ -122,6 +141,10 @@ impl Proxy {
             return Ok(Routed::Handler(handler.clone()));
         }
         let targets = targets.ok_or(Failure::NoRoute)?;
+        // Whoever asks whether the host is routed wakes no instance and is not counted.
+        if request.headers().contains_key(headers::NETWORK_PROBE) {
+            return Ok(Routed::Probe);
+        }
         let tag = request.headers().get(TAG).filter(|_| self.shared.tag_header.load(Ordering::Relaxed));
         let tagged = tag.and_then(|tag| targets.tagged(tag.as_bytes()));
         let revision = tagged.or_else(|| targets.pick(self.shared.random.next()));
@@ -138,9 +161,16 @@ impl Proxy {
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         let limit_bytes = self.shared.clients.body_limit_bytes();
-        let upgrade = headers::upgrade(&request).map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
+        let switch = match request.method() {
+            &Method::CONNECT => Some(Switch::Connect),
+            _ => headers::upgrade(&request).map(Switch::Upgrade),
+        };
+        let switch = switch.map(|switch| (switch, hyper::upgrade::on(&mut request)));
         let (mut head, body) = request.into_parts();
         head.extensions.clear();
+        if matches!(switch, Some((Switch::Connect, _))) {
+            head.method = Method::GET;
+        }
         let random = &self.shared.random;
         headers::to_workload(&mut head, peer, || [random.next(), random.next(), random.next()]);
         if untagged {
@@ -149,18 +179,19 @@ impl Proxy {
         // Only an answer of the gateway's own needs these two later.
         let trace = head.headers.get("traceparent").cloned();
         let accept = head.headers.get(header::ACCEPT).cloned();
+        let grpc = is_grpc(&head.headers).then(|| head.headers[header::CONTENT_TYPE].clone());
         let outcome = match limit_bytes.filter(|limit| body.size_hint().lower() > *limit) {
             Some(limit_bytes) => Err(Failure::BodyTooLong { limit_bytes }),
             None => {
                 let outgoing = outgoing(head, RequestBody::new(body, limit_bytes));
-                self.forward(arrived, &revision, outgoing, upgrade).await
+                self.forward(arrived, &revision, outgoing, switch, grpc.is_some()).await
             }
         };
         outcome.unwrap_or_else(|failure| {
             if let Some(metrics) = revision.metrics.load().as_deref() {
                 metrics.ended(failure.status().as_u16(), arrived.elapsed());
             }
-            let headers = [("traceparent", trace), ("accept", accept)];
+            let headers = [("traceparent", trace), ("accept", accept), ("content-type", grpc)];
             let headers = headers.into_iter().filter_map(|(name, value)| Some((HeaderName::from_static(name), value?)));
             let headers = http::HeaderMap::from_iter(headers);
             let answer = failure.answer(Some(&headers), headers::trace_id(&headers));
@@ -174,14 +205,15 @@ impl Proxy {
         arrived: Instant,
         revision: &Arc<Revision>,
         outgoing: Outgoing,
-        upgrade: Option<(HeaderValue, OnUpgrade)>,
+        switch: Option<(Switch, OnUpgrade)>,
+        grpc: bool,
     ) -> Result<Response<ResponseBody>, Failure> {
         let settings = revision.settings.load_full().ok_or(Failure::NoRevision)?;
-        let passage = Passage { shared: &self.shared, settings, arrived, routed: Instant::now() };
+        let passage = Passage { shared: &self.shared, settings, grpc, arrived, routed: Instant::now() };
         let slot = match revision.enter() {
             Entry::Slot(slot) => slot,
             Entry::Waiting(waiting) => {
-                let slot = passage.wait(waiting).await?;
+                let slot = passage.wait(revision, waiting).await?;
                 passage.note_cold_start(&slot);
                 slot
             }
@@ -192,17 +224,32 @@ impl Proxy {
                 return Err(Failure::QueueFull);
             }
         };
-        match upgrade {
-            None => passage.exchange(slot, outgoing).await,
-            Some((protocol, client)) => Box::pin(passage.upgrade(slot, outgoing, protocol, client)).await,
+        match switch {
+            // Boxed, as what a request needs once it has its slot is much more than what it needs to wait for it.
+            None => Box::pin(passage.exchange(slot, outgoing)).await,
+            Some((switch, client)) => Box::pin(passage.switch(slot, outgoing, switch, client)).await,
         }
     }
+}
+
+fn without_body(response: Response<ResponseBody>) -> Response<ResponseBody> {
+    let (mut head, body) = response.into_parts();
+    if let (ResponseBody::Text(_), Some(length)) = (&body, body.size_hint().exact()) {
+        head.headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+    Response::from_parts(head, ResponseBody::empty())
 }
 
 enum Routed {
     /// The revision, and whether a tag was asked for that does not exist.
     Revision(Arc<Revision>, bool),
     Handler(Arc<dyn HostHandler>),
+    /// The client asks no more than whether the host is routed.
+    Probe,
+}
+
+fn is_websocket<B>(request: &Request<B>) -> bool {
+    request.extensions().get::<Extended>().is_some_and(|protocol| protocol.as_str().eq_ignore_ascii_case("websocket"))
 }
 
 fn outgoing(head: request::Parts, body: RequestBody) -> Outgoing {
@@ -212,11 +259,11 @@ fn outgoing(head: request::Parts, body: RequestBody) -> Outgoing {
 
 impl Passage<'_> {
     /// Waits for a slot as long as a request of this revision may take.
-    async fn wait(&self, waiting: Waiting) -> Result<Slot, Failure> {
+    async fn wait(&self, revision: &Revision, waiting: Waiting) -> Result<Slot, Failure> {
         let limit = self.settings.timeout;
         let slot = waiting.slot(self.arrived + limit, self.arrived);
         tokio::select! {
-            slot = slot => slot.ok_or(Failure::QueueTimeout { limit }),
+            slot = slot => slot.ok_or_else(|| Failure::QueueTimeout { limit, stage: revision.stage() }),
             () = self.shared.abort.cancelled() => Err(Failure::Stopping),
         }
     }
@@ -242,26 +289,17 @@ impl Passage<'_> {
                         (self.send_http1(connection, outgoing.request, granted).await, spare)
                     }
                     Err(error) => {
-                        debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "instance not reached");
-                        slot = self.wait(slot.hand_back()).await?;
+                        slot = self.again(slot, &error).await?;
                         continue;
                     }
                 },
-                Protocol::H2c => {
-                    let shared = self.shared;
-                    let spawn = |task| {
-                        let abort = shared.abort.clone();
-                        shared.background.spawn(async move { abort.run_until_cancelled(task).await });
-                    };
-                    match slot.upstream.http2(self.settings.port, shared.config.connect_timeout, spawn).await {
-                        Ok(sender) => (self.send_http2(sender, outgoing.request, granted).await, None),
-                        Err(error) => {
-                            debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "instance not reached");
-                            slot = self.wait(slot.hand_back()).await?;
-                            continue;
-                        }
+                Protocol::H2c => match self.http2(&slot).await {
+                    Ok(sender) => (self.send_http2(sender, outgoing.request, granted).await, None),
+                    Err(error) => {
+                        slot = self.again(slot, &error).await?;
+                        continue;
                     }
-                }
+                },
             };
             match exchange {
                 // Nobody asked to leave HTTP.
@@ -286,13 +324,24 @@ impl Passage<'_> {
         Err(Failure::Unreachable)
     }
 
+    /// Another slot in place of one whose instance was not reached.
+    async fn again(&self, slot: Slot, error: &ConnectError) -> Result<Slot, Failure> {
+        debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "instance not reached");
+        let revision = slot.revision.clone();
+        self.wait(&revision, slot.hand_back()).await
+    }
+
+    async fn http2(&self, slot: &Slot) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
+        let shared = self.shared;
+        let spawn = |task| {
+            let abort = shared.abort.clone();
+            shared.background.spawn(async move { abort.run_until_cancelled(task).await });
+        };
+        slot.upstream.http2(self.settings.port, shared.config.connect_timeout, spawn).await
+    }
+
     /// An idle connection, and whether it may be stale; else a new one.
-    async fn connection(
-        &self,
-        slot: &Slot,
-        repeatable: bool,
-        fresh: bool,
-    ) -> Result<(Box<Http1>, bool), crate::upstream::ConnectError> {
+    async fn connection(&self, slot: &Slot, repeatable: bool, fresh: bool) -> Result<(Box<Http1>, bool), ConnectError> {
         if !fresh && let Some(found) = slot.upstream.reuse(repeatable, &self.shared.pool) {
             return Ok(found);
         }
@@ -315,7 +364,7 @@ impl Passage<'_> {
 
     async fn send_http2(
         &self,
-        mut sender: hyper::client::conn::http2::SendRequest<RequestBody>,
+        mut sender: http2::SendRequest<RequestBody>,
         mut request: Request<RequestBody>,
         sent: Instant,
     ) -> Exchange {
@@ -336,8 +385,8 @@ impl Passage<'_> {
 
     /// When the response must have started, and the limit that says so.
     fn first_byte(&self, sent: Instant) -> (Instant, Duration) {
-        let whole = self.settings.timeout;
-        let limit = self.settings.response_start_timeout.map_or(whole, |start| start.min(whole));
+        let Settings { timeout, response_start_timeout, idle_timeout, .. } = *self.settings;
+        let limit = [response_start_timeout, idle_timeout].into_iter().flatten().fold(timeout, Duration::min);
         (sent + limit, limit)
     }
 
@@ -350,12 +399,17 @@ impl Passage<'_> {
     ) -> Response<ResponseBody> {
         let (mut head, incoming) = response.into_parts();
         head.extensions.clear();
+        // That of the hop behind decides nothing here: with HTTP/2's an HTTP/1.0 client's connection would not be kept.
+        head.version = Version::HTTP_11;
         headers::to_client(&mut head.headers);
         self.add_timing(&mut head.headers, &slot, granted);
-        let deadline = granted + self.settings.timeout;
-        let idle = self.settings.idle_timeout;
+        let end = End {
+            deadline: granted + self.settings.timeout,
+            idle_timeout: self.settings.idle_timeout,
+            grpc: self.grpc && is_grpc(&head.headers),
+        };
         let status = head.status.as_u16();
-        let flow = Flow::new(incoming, connection, slot, self.shared.clone(), status, deadline, idle);
+        let flow = Flow::new(incoming, connection, slot, self.shared.clone(), status, end);
         Response::from_parts(head, ResponseBody::Flow(Box::new(flow)))
     }
 
@@ -370,52 +424,100 @@ impl Passage<'_> {
         }
     }
 
-    /// Sends a request that asks for another protocol, over a connection of its own.
-    async fn upgrade(
+    /// Sends a request that asks to leave HTTP, over a connection of its own; with HTTP/2 on both sides, over a stream.
+    ///
+    /// Only the revision's timeout counts: the one for the first byte would end what is meant to be silent.
+    async fn switch(
         &self,
         mut slot: Slot,
-        mut outgoing: Outgoing,
-        protocol: HeaderValue,
+        outgoing: Outgoing,
+        switch: Switch,
         client: OnUpgrade,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let headers = outgoing.request.headers_mut();
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, protocol);
+        let mut request = outgoing.request;
         let mut tries = self.shared.config.attempts.max(1);
-        let connection = loop {
-            match slot.upstream.http1(self.settings.port, self.shared.config.connect_timeout).await {
-                Ok(connection) => break connection,
+        let sender = loop {
+            match self.switching(&slot, &switch).await {
+                Ok(sender) => break sender,
                 Err(error) => {
-                    debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "instance not reached");
                     tries = tries.checked_sub(1).filter(|left| *left > 0).ok_or(Failure::Unreachable)?;
-                    slot = self.wait(slot.hand_back()).await?;
+                    slot = self.again(slot, &error).await?;
                 }
             }
         };
-        let (mut sender, driver) = connection.into_parts();
-        let abort = self.shared.abort.clone();
-        // Its requests learn of an error themselves.
-        self.shared.background.spawn(async move { drop(abort.run_until_cancelled(driver.with_upgrades()).await) });
         let granted = Instant::now();
-        let (deadline, limit) = self.first_byte(granted);
-        let response = timeout_at(deadline, sender.send_request(outgoing.request)).await;
+        let limit = self.settings.timeout;
+        let (response, wanted) = match sender {
+            Switching::Http1(mut sender) => {
+                match &switch {
+                    Switch::Connect => {
+                        let random = &self.shared.random;
+                        headers::to_websocket(request.headers_mut(), [random.next(), random.next()]);
+                    }
+                    Switch::Upgrade(protocol) => {
+                        let headers = request.headers_mut();
+                        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                        headers.insert(header::UPGRADE, protocol.clone());
+                    }
+                }
+                (timeout_at(granted + limit, sender.send_request(request)).await, StatusCode::SWITCHING_PROTOCOLS)
+            }
+            Switching::Http2(mut sender) => {
+                headers::to_http2(&mut request);
+                *request.method_mut() = Method::CONNECT;
+                request.extensions_mut().insert(Extended::from_static("websocket"));
+                (timeout_at(granted + limit, sender.send_request(request)).await, StatusCode::OK)
+            }
+        };
         let mut response = match response {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(broken_by_client(&error).unwrap_or(Failure::Broken)),
             Err(_) => return Err(Failure::Timeout { limit }),
         };
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        if response.status() != wanted {
+            // To a CONNECT any success says that the stream is a WebSocket now.
+            if matches!(switch, Switch::Connect) && !is_refusal(response.status()) {
+                return Err(Failure::NotSwitched);
+            }
             return Ok(self.respond(slot, response, None, granted));
         }
         let workload = hyper::upgrade::on(&mut response);
         let (mut head, _) = response.into_parts();
         head.extensions.clear();
+        if matches!(switch, Switch::Connect) {
+            head.status = StatusCode::OK;
+            headers::from_websocket(&mut head.headers);
+        }
         self.add_timing(&mut head.headers, &slot, granted);
-        let (shared, end) = (self.shared.clone(), granted + self.settings.timeout);
-        let idle = self.settings.idle_timeout;
-        self.shared.tasks.spawn(tunnel::run(client, workload, slot, shared, end, idle));
+        self.shared.tasks.spawn(tunnel::run(client, workload, slot, self.shared.clone(), granted + limit));
         Ok(Response::from_parts(head, ResponseBody::empty()))
     }
+
+    /// What a request that asks to leave HTTP is sent by.
+    async fn switching(&self, slot: &Slot, switch: &Switch) -> Result<Switching, ConnectError> {
+        if matches!(switch, Switch::Connect) && self.settings.protocol == Protocol::H2c {
+            let sender = self.http2(slot).await?;
+            if slot.upstream.takes_extended_connect(self.shared.config.connect_timeout).await {
+                return Ok(Switching::Http2(sender));
+            }
+        }
+        let connection = slot.upstream.http1(self.settings.port, self.shared.config.connect_timeout).await?;
+        let (sender, driver) = connection.into_parts();
+        let abort = self.shared.abort.clone();
+        // Its requests learn of an error themselves.
+        self.shared.background.spawn(async move { drop(abort.run_until_cancelled(driver.with_upgrades()).await) });
+        Ok(Switching::Http1(sender))
+    }
+}
+
+/// A connection for a request that asks to leave HTTP.
+enum Switching {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(http2::SendRequest<RequestBody>),
+}
+
+fn is_refusal(status: StatusCode) -> bool {
+    !status.is_success() && !status.is_informational()
 }
 
 /// The head of a request without a body, for a second try.

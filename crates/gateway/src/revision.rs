@@ -21,6 +21,7 @@ use crate::meter::Meter;
 use crate::metrics::{Metrics, RevisionMetrics};
 use crate::probe;
 use crate::settings::Settings;
+use crate::stage::Stage;
 use crate::throttle::{Admission, Grant, Grants, Key, Throttle, Ticket};
 use crate::upstream::{PoolLimits, Upstream};
 
@@ -142,6 +143,8 @@ pub struct PodSeen {
     pub gone: bool,
     /// Whether its node calls it ready.
     pub ready: bool,
+    /// How far it has come.
+    pub stage: Stage,
 }
 
 impl Revision {
@@ -215,6 +218,7 @@ impl Revision {
                     (throttle.add(upstream.clone()), upstream)
                 });
                 upstream.node_ready.store(seen.ready, Ordering::Relaxed);
+                upstream.set_stage(seen.stage);
                 if let Some(ip) = seen.ip {
                     upstream.set_address(ip, now);
                 }
@@ -340,6 +344,17 @@ impl Revision {
                 return;
             }
         }
+    }
+
+    /// What keeps its requests waiting.
+    pub fn stage(&self) -> Stage {
+        let core = self.core.lock();
+        let instances = core.throttle.instances().filter_map(|(_, state, upstream)| match state {
+            Instance::Ready { .. } => Some(Stage::Busy),
+            Instance::Starting { .. } => Some(upstream.stage()),
+            Instance::Draining { .. } | Instance::Stopped { .. } => None,
+        });
+        instances.max().unwrap_or_default()
     }
 
     /// Requests that wait.

@@ -16,13 +16,19 @@ use base::PodId;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, interval, timeout};
 
 use crate::body::RequestBody;
+use crate::stage::Stage;
 use crate::transport::{Dialer, Stream};
 
 /// A connection that was idle for longer is used only for requests that can be sent again.
 const FRESH: Duration = Duration::from_millis(500);
+
+/// Most streams at once until an instance's settings come; no server says just that.
+const STREAMS_AT_FIRST: usize = 99;
+const SETTINGS_LOOKS: Duration = Duration::from_millis(5);
 
 type Driver = http1::Connection<TokioIo<Stream>, RequestBody>;
 
@@ -114,9 +120,12 @@ pub struct Upstream {
     /// Whether a task probes it.
     pub probing: AtomicBool,
     stages: Mutex<Stages>,
+    stage: Mutex<Stage>,
     #[expect(clippy::vec_box, reason = "a connection is large and moves on each request; its box moves with it")]
     idle: Mutex<Vec<Box<Http1>>>,
     shared: tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>,
+    /// Whether the HTTP/2 connection takes extended CONNECT, once its settings are there.
+    extended_connect: Arc<watch::Sender<Option<bool>>>,
 }
 
 /// Limits of the connections to one instance.
@@ -142,8 +151,10 @@ impl Upstream {
             deleting: AtomicBool::new(false),
             probing: AtomicBool::new(false),
             stages: Mutex::new(Stages { seen: now, addressed: None, ready: None }),
+            stage: Mutex::default(),
             idle: Mutex::default(),
             shared: tokio::sync::Mutex::default(),
+            extended_connect: Arc::new(watch::Sender::new(None)),
         })
     }
 
@@ -167,6 +178,16 @@ impl Upstream {
     /// When it reached which stage.
     pub fn stages(&self) -> Stages {
         *self.stages.lock()
+    }
+
+    /// How far the pod has come, as its node says.
+    pub fn stage(&self) -> Stage {
+        self.stage.lock().clone()
+    }
+
+    /// Takes over how far the pod has come.
+    pub fn set_stage(&self, stage: Stage) {
+        *self.stage.lock() = stage;
     }
 
     /// Whether the node calls the pod ready.
@@ -259,15 +280,42 @@ impl Upstream {
         }
         let stream = self.dial(port, limit).await?;
         let address = SocketAddr::new(self.ip().ok_or(ConnectError::NoAddress)?, port);
-        let (sender, driver) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        let (sender, mut driver) = http2::Builder::new(TokioExecutor::new())
+            .initial_max_send_streams(STREAMS_AT_FIRST)
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| ConnectError::Handshake { address, source })?;
+        let extended = self.extended_connect.clone();
+        extended.send_replace(None);
         spawn(Box::pin(async move {
+            let mut looks = interval(SETTINGS_LOOKS);
             // Its requests learn of an error themselves.
-            let _ = driver.await;
+            while timeout_with(&mut looks, &mut driver).await.is_none() {
+                // Nobody says when the settings come.
+                if driver.current_max_send_streams() != STREAMS_AT_FIRST {
+                    extended.send_replace(Some(driver.is_extended_connect_protocol_enabled()));
+                    let _ = driver.await;
+                    return;
+                }
+            }
         }));
         *shared = Some(sender.clone());
         Ok(sender)
+    }
+
+    /// Whether the shared HTTP/2 connection takes extended CONNECT (RFC 8441); waits for its settings.
+    pub async fn takes_extended_connect(&self, limit: Duration) -> bool {
+        let mut known = self.extended_connect.subscribe();
+        let settled = timeout(limit, known.wait_for(Option::is_some)).await;
+        matches!(settled, Ok(Ok(enabled)) if *enabled == Some(true))
+    }
+}
+
+/// The outcome, unless the interval's next tick comes first.
+async fn timeout_with<F: Future + Unpin>(ticks: &mut Interval, future: &mut F) -> Option<F::Output> {
+    tokio::select! {
+        output = future => Some(output),
+        _ = ticks.tick() => None,
     }
 }
 

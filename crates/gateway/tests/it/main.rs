@@ -2,9 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod at_zero;
 mod attacks;
+mod contract;
 mod fake_api;
+mod protocols;
 mod recorder;
+mod timeouts;
 mod world;
 
 use std::net::Ipv4Addr;
@@ -430,7 +434,8 @@ async fn a_request_that_no_instance_takes_ends_at_the_revisions_timeout() {
     let start = tokio::time::Instant::now();
     let (status, body) = world.get("never.ns.localhost").await;
     assert_eq!((status, start.elapsed().as_secs()), (504, 7));
-    assert!(body.starts_with("request timeout: no instance was ready within 7s (platform error"), "{body}");
+    let why = "request timeout: no instance was ready within 7s: no instance has been created (platform error";
+    assert!(body.starts_with(why), "{body}");
     assert_eq!(world.load("never-1"), 0);
     let stats = world.autoscaler.stats.lock().clone();
     assert!(stats.iter().any(|stat| (stat.concurrency - 1.0).abs() < 0.01), "{stats:?}");

@@ -20,6 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -149,6 +150,68 @@ pub fn request(method: &str, host: &str, path: &str, body: &str) -> Request<Full
     request.body(Full::new(Bytes::from(body.to_owned()))).unwrap()
 }
 
+/// A client's HTTP/2 connection, by prior knowledge.
+pub async fn http2<B>(to: SocketAddr) -> hyper::client::conn::http2::SendRequest<B>
+where
+    B: http_body::Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
+{
+    let stream = TokioIo::new(TcpStream::connect(to).await.unwrap());
+    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+/// Sends these bytes; all that comes back until the connection ends.
+pub async fn bytes(to: SocketAddr, text: &str) -> String {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    stream.write_all(text.as_bytes()).await.unwrap();
+    rest(&mut stream).await
+}
+
+/// All that comes until the connection ends.
+pub async fn rest(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    // A reset after the answer is as good as an end.
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// All that comes up to and with `end`.
+pub async fn up_to(stream: &mut TcpStream, end: &str) -> String {
+    let mut answer = Vec::new();
+    while !answer.ends_with(end.as_bytes()) {
+        match stream.read_u8().await {
+            Ok(byte) => answer.push(byte),
+            Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&answer)),
+        }
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+/// A body of one part that does not end.
+pub fn endless(first: &'static str) -> Body {
+    use futures::stream::{iter, pending};
+    let first = iter([Ok(http_body::Frame::data(Bytes::from_static(first.as_bytes())))]);
+    http_body_util::StreamBody::new(futures::StreamExt::chain(first, pending())).boxed_unsync()
+}
+
+/// A workload that speaks bytes: `serve` gets each connection, those of probes as well.
+pub async fn raw_workload<F>(ip: u8, serve: impl Fn(TcpStream) -> F + Send + 'static) -> (Ipv4Addr, u16)
+where
+    F: Future<Output = std::io::Result<()>> + Send + 'static,
+{
+    let ip = Ipv4Addr::new(127, 0, 0, ip);
+    let listener = TcpListener::bind((ip, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(serve(stream));
+        }
+    });
+    (ip, port)
+}
+
 /// Sends one request over a connection of its own, which goes with the response's body.
 pub async fn send<B>(to: SocketAddr, request: Request<B>) -> Response<Incoming>
 where
@@ -187,6 +250,29 @@ impl Workload {
     where
         F: Future<Output = Response<Body>> + Send + 'static,
     {
+        Self::listen(ip, port, false, handler).await
+    }
+
+    /// The same, and it takes HTTP/2's extended CONNECT.
+    pub async fn with_extended_connect<F>(
+        ip: u8,
+        handler: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        Self::listen(ip, 0, true, handler).await
+    }
+
+    async fn listen<F>(
+        ip: u8,
+        port: u16,
+        extended_connect: bool,
+        handler: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
         let ip = Ipv4Addr::new(127, 0, 0, ip);
         let listener = TcpListener::bind((ip, port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -196,7 +282,7 @@ impl Workload {
         let accepting = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(serve(stream, handler.clone(), counts.clone()));
+                tokio::spawn(serve(stream, handler.clone(), counts.clone(), extended_connect));
             }
         });
         Self { ip, port, now, most, served, accepting }
@@ -223,7 +309,7 @@ impl Drop for Inside {
     }
 }
 
-async fn serve(stream: TcpStream, handler: Handler, counts: [Arc<AtomicUsize>; 3]) {
+async fn serve(stream: TcpStream, handler: Handler, counts: [Arc<AtomicUsize>; 3], extended_connect: bool) {
     let service = service_fn(move |request: Request<Incoming>| {
         let (handler, [now, most, served]) = (handler.clone(), counts.clone());
         async move {
@@ -234,6 +320,9 @@ async fn serve(stream: TcpStream, handler: Handler, counts: [Arc<AtomicUsize>; 3
             Ok::<_, Infallible>(response)
         }
     });
-    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    if extended_connect {
+        builder.http2().enable_connect_protocol();
+    }
     let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
