@@ -2,8 +2,8 @@
 //!
 //! - A poke decides at once, in the gateway's own call, and hands the Revision to the instances controller: no tick, no
 //!   write and no other object stands between a request and its pod.
-//! - Statistics go into the windows as they come; decisions follow every 2 s, and at the second in which the last
-//!   traffic leaves the window.
+//! - Statistics go into the windows as they come; decisions follow every 2 s, four times a second while requests wait for
+//!   pods, and at the second in which the last traffic leaves the window.
 //! - A Revision at rest, at zero or at its least scale, has no timer.
 //! - A Revision of the class `hpa` is decided by what its pods use, whenever [`usage`] was read anew.
 //! - The status is written after the pods were asked for, and changes that follow each other closely as one.
@@ -226,7 +226,7 @@ fn evaluate(context: &Context, key: &ObjectKey, autoscaler: &PodAutoscaler) -> E
     if poked {
         entry.scaler.poke(now);
     }
-    entry.scaler.burst(load, now);
+    entry.scaler.press(load, counts.ready, now);
     if entry.scaler.by_usage() {
         this.usage.want();
         if let (Some(pods), Some(reading)) = (pods, this.usage.after(entry.reading)) {

@@ -12,6 +12,8 @@ use crate::instances::Counts;
 
 /// Time between two decisions.
 pub(super) const TICK: Duration = Duration::from_secs(2);
+/// Time between two decisions while requests wait for pods.
+const PRESSED_TICK: Duration = Duration::from_millis(250);
 
 /// What was known of a Revision's scale before this process started.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,6 +70,8 @@ pub(super) struct Scaler {
     decide_at: Duration,
     /// Pods to run.
     pods: i32,
+    /// Whether the load was more than the ready pods may have when it was looked at last.
+    pressed: bool,
     /// Load that was recorded when it came, before the second's report that holds it too.
     advance: f64,
     activation_limit: Duration,
@@ -106,6 +110,7 @@ impl Scaler {
             decided: 0,
             decide_at: now,
             pods: counts.present.max(wanted),
+            pressed: false,
             advance: 0.0,
             activation_limit,
             rests: false,
@@ -218,10 +223,13 @@ impl Scaler {
         value > 0.0 && (self.pods == 0 || self.rests)
     }
 
-    /// A request waits and nothing can take it; whether this asks for pods that nobody has asked for yet.
+    /// A request waits and nothing can take it; whether this asks for a decision, or for a look at the load.
     pub(super) fn poke(&mut self, now: Duration) -> bool {
-        if !self.by_traffic() || (self.pods > 0 && self.decided > 0) {
+        if !self.by_traffic() {
             return false;
+        }
+        if self.pods > 0 && self.decided > 0 {
+            return self.counts_load();
         }
         self.advance += 1.0;
         self.add(1.0, now);
@@ -229,14 +237,23 @@ impl Scaler {
         true
     }
 
-    /// The gateway's load at this moment, while no pod is ready: what waits is known before the second ends.
-    pub(super) fn burst(&mut self, load: usize, now: Duration) {
-        let unseen = load as f64 - self.advance;
-        if self.by_traffic() && self.scaling.metric == Metric::Concurrency && unseen > 0.0 && self.is_activating() {
+    /// The gateway's load at this moment. While it is more than the ready pods may have, what waits counts before the
+    /// second ends, and the next decision is not left to the tick.
+    pub(super) fn press(&mut self, load: usize, ready: i32, now: Duration) {
+        let load = load as f64;
+        let room = f64::from(ready) * self.scaling.decider.total_value;
+        self.pressed = self.counts_load() && (self.is_activating() || load > room);
+        let unseen = load - self.advance;
+        if self.pressed && unseen > 0.0 {
             self.advance += unseen;
             self.add(unseen, now);
             self.decide_at = now;
         }
+    }
+
+    /// Whether more load brings more pods.
+    fn counts_load(&self) -> bool {
+        self.by_traffic() && self.scaling.metric == Metric::Concurrency && self.pods < self.scaling.max
     }
 
     fn add(&mut self, value: f64, now: Duration) {
@@ -274,9 +291,10 @@ impl Scaler {
         let seen =
             Observed { stable: self.stable.average(now), panic: self.panic.average(now), ready_pods: counts.ready };
         self.decided = decide(&self.scaling.decider, &seen, &mut self.decider, now).desired;
+        let tick = if self.pressed { PRESSED_TICK } else { TICK };
         // The end of the traffic is seen when it leaves the window, not at the tick after.
         let end = self.stable.zero_at(now).unwrap_or(Duration::MAX);
-        self.decide_at = (now + TICK).min(end);
+        self.decide_at = (now + tick).min(end);
     }
 
     fn again(&mut self, counts: Counts, scale: Scale, now: Duration) -> Option<Duration> {
