@@ -16,6 +16,7 @@ const NOT_RECEIVING: &str = "The target is not receiving traffic.";
 const BUFFERED: &str = "Requests to the target are being buffered as resources are provisioned.";
 const CRASHED: &str = "Container failed with: main.py:3: SyntaxError: invalid syntax";
 const NO_IMAGE: &str = "Unable to fetch image \"r.example/missing:v1\": r.example/missing:v1: not found";
+const REFUSED: &str = "Forbidden";
 const NO_INGRESS: &str = "Ingress has not yet been reconciled.";
 
 /// Kind, name, and the conditions that are looked at: type, status, reason, message.
@@ -177,6 +178,35 @@ async fn a_service_that_fails() {
             ),
             (CONFIGURATIONS, "hello", &[("Ready", "False", "RevisionFailed", &failed)]),
         ],
+    );
+
+    let platform = with(Pods::Start, &[(SERVICES, service("r.example/silent:v1", json!({})))]).await;
+    check(
+        "no answer about the image",
+        &platform,
+        &[(
+            REVISIONS,
+            "hello-00001",
+            &[
+                ("ContainerHealthy", "Unknown", "ResolvingDigests", ""),
+                ("ResourcesAvailable", "Unknown", "ResolvingDigests", ""),
+                ("Ready", "Unknown", "ResolvingDigests", ""),
+            ],
+        )],
+    );
+
+    let platform = with(Pods::Start, &[]).await;
+    platform.api.refuse_pods(Some((403, "Forbidden")));
+    platform.api.put(SERVICES, hello());
+    sleep(SETTLED).await;
+    check(
+        "pods refused",
+        &platform,
+        &[(
+            REVISIONS,
+            "hello-00001",
+            &[("ResourcesAvailable", "False", "FailedCreate", REFUSED), ("Ready", "False", "FailedCreate", REFUSED)],
+        )],
     );
 
     let platform = with(Pods::Hang, &[(SERVICES, hello())]).await;

@@ -43,8 +43,8 @@ struct State {
     attempts: usize,
     /// Answers to the creation of pods that will get lost.
     lost: usize,
-    /// Whether every request for a pod fails.
-    no_pods: bool,
+    /// How every request for a pod fails.
+    no_pods: Option<(u16, &'static str)>,
     /// Kind whose watches say nothing at present.
     held: Option<String>,
     /// Thousandths of a core that each pod uses; `None` where `metrics.k8s.io` is not served.
@@ -127,9 +127,9 @@ impl Api {
         }
     }
 
-    /// Every request for a pod fails, or none any more.
-    pub(super) fn refuse_pods(&self, refuse: bool) {
-        self.state.lock().no_pods = refuse;
+    /// Every request for a pod fails that way, or none any more.
+    pub(super) fn refuse_pods(&self, with: Option<(u16, &'static str)>) {
+        self.state.lock().no_pods = with;
     }
 
     /// From now on `metrics.k8s.io` is served, and each pod uses so many thousandths of a core.
@@ -187,8 +187,9 @@ impl Api {
         {
             return answer(Err(refused));
         }
-        if state.no_pods && place.kind == "/api/v1/pods" && !(*method == Method::GET && place.name.is_empty()) {
-            return answer(Err((500, "InternalError")));
+        let of_a_pod = place.kind == "/api/v1/pods" && !(*method == Method::GET && place.name.is_empty());
+        if let Some(refused) = state.no_pods.filter(|_| of_a_pod) {
+            return answer(Err(refused));
         }
         let result = match *method {
             Method::GET if place.kind == METRICS => state.metrics().ok_or((404, "NotFound")),
@@ -392,11 +393,14 @@ impl GatewayLink for Gateway {
     }
 }
 
-/// A registry that has every image but one.
+/// A registry that has every image but one, and does not answer about another.
 pub(super) struct Registry;
 
 impl ImageResolver for Registry {
     fn resolve(&self, reference: String, _: Vec<RegistryAuth>) -> BoxFuture<'static, Result<String, ImageError>> {
+        if reference.contains("silent") {
+            return futures::future::pending().boxed();
+        }
         let answer = if reference.contains("missing") {
             Err(ImageError::Refused(format!("{reference}: not found")))
         } else {

@@ -388,11 +388,11 @@ async fn nothing_is_made_for_an_object_that_is_gone() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_never_comes_is_asked_for_again() {
     let platform = platform(Api::new()).await;
-    platform.api.refuse_pods(true);
+    platform.api.refuse_pods(Some((500, "InternalError")));
     platform.api.put(SERVICES, service("r.example/hello:v1", json!({})));
     sleep(Duration::from_secs(5)).await;
     assert_eq!(platform.api.list("pods").len(), 0);
-    platform.api.refuse_pods(false);
+    platform.api.refuse_pods(None);
     platform.until_pods(1).await;
     platform.until("Ready", "True").await;
 }
