@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 # What the tests talk to, as Debian packages.
-TEST_PACKAGES := nginx-light wrk docker-registry skopeo python3 nftables curl
+TEST_PACKAGES := nginx-light haproxy wrk docker-registry skopeo python3 nftables curl
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: demo build static test test-packages lint runtimes unit e2e e2e-processes e2e-kubernetes e2e-inside chaos bench plots soak dist clean

@@ -161,7 +161,7 @@ impl Fleet {
         let is_own = self.proxy.extra.load().contains_key(&*mapping.name);
         entry.and_then(|entry| entry.public.clone()).filter(|_| !is_own).is_some_and(|targets| {
             let known = |revision: &Revision| revision.settings.load().is_some();
-            !targets.shares.is_empty() && targets.shares.iter().all(|(_, revision)| known(revision))
+            !targets.shares().is_empty() && targets.shares().iter().all(|(_, revision)| known(revision))
         })
     }
 
@@ -263,7 +263,7 @@ impl Fleet {
             .get(id)
             .is_some_and(|routed| !routed.revisions.is_empty() && routed.revisions.iter().all(|id| self.knows(id)));
         let claims = hosts_of(route, &self.live.get().network);
-        let mut targets = claims.iter().flat_map(|claim| &claim.targets.shares);
+        let mut targets = claims.iter().flat_map(|claim| claim.targets.shares());
         serves && targets.any(|(_, revision)| !self.knows(revision))
     }
 
@@ -273,7 +273,7 @@ impl Fleet {
         let routed = route.and_then(|route| route.status.as_ref()).filter(|s| s.url.is_some());
         match routed.and_then(|status| status.observed_generation) {
             Some(generation) => {
-                let targets = claims.iter().flat_map(|claim| &claim.targets.shares);
+                let targets = claims.iter().flat_map(|claim| claim.targets.shares());
                 let revisions = targets.map(|(_, revision)| revision.clone()).collect();
                 self.routed.write().insert(id, Routed { generation, revisions });
             }

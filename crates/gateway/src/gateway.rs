@@ -71,7 +71,11 @@ impl Gateway {
             clients: Clients::new(config.clients.clone(), connections.clone()),
             config,
         });
-        let proxy = Arc::new(Proxy { shared: shared.clone(), table: Table::new(), extra: ArcSwap::default() });
+        let proxy = Arc::new(Proxy {
+            shared: shared.clone(),
+            table: Table::new(shared.random.next()),
+            extra: ArcSwap::default(),
+        });
         let fleet = Fleet::start(shared.clone(), proxy.clone(), &caches);
         for listener in listeners {
             if let Ok(address) = listener.socket.local_addr() {

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Request, Version, request};
+use http_body::Body;
 use parking_lot::Mutex;
 
 use crate::answer::Failure;
@@ -168,6 +169,13 @@ fn remove_claims(headers: &mut HeaderMap, trusted: bool) {
 /// Whether a field says who the client is.
 fn is_claim(name: &str) -> bool {
     name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded-")
+}
+
+/// Says that a body of unknown length comes in chunks: of a method that seldom has one, the codec would drop it.
+pub fn frame<B: Body>(request: &mut Request<B>) {
+    if !request.body().is_end_stream() && !request.headers().contains_key(header::CONTENT_LENGTH) {
+        request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
 }
 
 /// Removes what the workload meant for the gateway only.

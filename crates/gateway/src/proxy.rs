@@ -113,7 +113,13 @@ impl Proxy {
                 if failure == Failure::NoRoute {
                     self.shared.metrics.unrouted.inc();
                 }
-                failure.answer(Some(request.headers()), headers::trace_id(request.headers()))
+                let mut answer = failure.answer(Some(request.headers()), headers::trace_id(request.headers()));
+                if matches!(failure, Failure::NoHost | Failure::Malformed { .. }) && request.version() < Version::HTTP_2
+                {
+                    // What else comes from whoever means two hosts is not read.
+                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                answer
             }
         }
     }
@@ -147,7 +153,7 @@ impl Proxy {
         }
         let tag = request.headers().get(TAG).filter(|_| self.shared.tag_header.load(Ordering::Relaxed));
         let tagged = tag.and_then(|tag| targets.tagged(tag.as_bytes()));
-        let revision = tagged.or_else(|| targets.pick(self.shared.random.next()));
+        let revision = tagged.or_else(|| targets.pick());
         let untagged = tag.is_some() && tagged.is_none();
         revision.map(|revision| Routed::Revision(revision.clone(), untagged)).ok_or(Failure::NoRevision)
     }
@@ -349,7 +355,13 @@ impl Passage<'_> {
         Ok((slot.upstream.http1(self.settings.port, limit).await?, false))
     }
 
-    async fn send_http1(&self, mut connection: Box<Http1>, request: Request<RequestBody>, sent: Instant) -> Exchange {
+    async fn send_http1(
+        &self,
+        mut connection: Box<Http1>,
+        mut request: Request<RequestBody>,
+        sent: Instant,
+    ) -> Exchange {
+        headers::frame(&mut request);
         let response = connection.sender.try_send_request(request);
         let (deadline, limit) = self.first_byte(sent);
         match timeout_at(deadline, drive_until(&mut connection, response)).await {
@@ -449,6 +461,7 @@ impl Passage<'_> {
         let limit = self.settings.timeout;
         let (response, wanted) = match sender {
             Switching::Http1(mut sender) => {
+                headers::frame(&mut request);
                 match &switch {
                     Switch::Connect => {
                         let random = &self.shared.random;

@@ -1,8 +1,8 @@
 //! The table from hosts to revisions.
 //!
 //! [`hosts_of`] is pure: it reads a Route's status and how tags are named, nothing else. [`Table`] keeps what it says of
-//! all Routes in 64 snapshots that readers load without a lock; a change of one Route copies only the snapshots that its
-//! hosts are in.
+//! all Routes in so many small buckets, which readers load without a lock, that a lookup and a change of one Route cost
+//! the same with 20,000 Routes as with 20.
 //!
 //! Two Routes that claim one host: a Route's own name wins over a tag's, then the Route that comes first by namespace
 //! and name.
@@ -14,28 +14,37 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use api::config::network::Network;
 use api::serving::Route;
 use api::serving::annotations::VISIBILITY_LABEL;
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use base::{RevisionId, RouteId};
 use kube::ResourceExt;
 use parking_lot::Mutex;
 
-use crate::random::below;
+use crate::random::Random;
 
 /// Longest host name that can match.
 pub const HOST_LIMIT_BYTES: usize = 253;
-const SHARDS: usize = 64;
+const BUCKETS_LOG2: u32 = 14;
 
 /// Where requests for one host go; `R` stands for a revision.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Targets<R> {
-    /// Shares of the traffic; those without a share are left out.
-    pub shares: Vec<(u32, R)>,
-    /// Targets by tag.
-    pub tags: Vec<(Box<str>, R)>,
+    shares: Vec<(u32, R)>,
+    tags: Vec<(Box<str>, R)>,
+    /// Whose turn it is, as places in `shares`, over and over: of any requests in a row, as many as there are turns,
+    /// each target gets exactly its share.
+    turns: Box<[u16]>,
+    next: AtomicUsize,
+}
+
+impl<R: PartialEq> PartialEq for Targets<R> {
+    fn eq(&self, other: &Self) -> bool {
+        self.shares == other.shares && self.tags == other.tags
+    }
 }
 
 /// One host as a Route claims it.
@@ -68,20 +77,20 @@ pub fn hosts_of(route: &Route, settings: &Network) -> Vec<Claim> {
     let mut tags: Vec<(Box<str>, RevisionId)> = Vec::new();
     for target in &status.traffic {
         let Some(id) = revision(target) else { continue };
-        if let Some(share) = target.percent.and_then(|p| u32::try_from(p).ok()).filter(|p| *p > 0) {
+        if let Some(share) = target.percent.and_then(|p| u32::try_from(p).ok()).filter(|p| (1..=100).contains(p)) {
             shares.push((share, id.clone()));
         }
         if let Some(tag) = target.tag.as_deref().filter(|tag| !tag.is_empty()) {
             tags.push((tag.into(), id));
         }
     }
-    let main = Arc::new(Targets { shares, tags });
+    let main = Arc::new(Targets::new(shares, tags, 0));
     let mut claims = Vec::new();
     let address = status.address.as_ref().and_then(|address| address.url.as_deref());
     claim_names(&mut claims, &name, &namespace, [status.url.as_deref(), address], cluster_local, false, &main);
     for target in &status.traffic {
         if let (Some(tag), Some(id)) = (target.tag.as_deref().filter(|tag| !tag.is_empty()), revision(target)) {
-            let only = Arc::new(Targets { shares: vec![(1, id)], tags: Vec::new() });
+            let only = Arc::new(Targets::new(vec![(1, id)], Vec::new(), 0));
             let name = settings.tag_name(tag, &name);
             claim_names(&mut claims, &name, &namespace, [target.url.as_deref(), None], cluster_local, true, &only);
         }
@@ -128,24 +137,47 @@ impl<R> Targets<R> {
         self.tags.iter().find(|(name, _)| name.as_bytes() == tag).map(|(_, revision)| revision)
     }
 
-    /// Picks a target by its share of the traffic; `random` is uniform.
-    pub fn pick(&self, random: u64) -> Option<&R> {
-        match self.shares.as_slice() {
-            [] => None,
-            [(_, only)] => Some(only),
-            shares => {
-                let total: usize = shares.iter().map(|(share, _)| *share as usize).sum();
-                let mut left = below(random, total);
-                for (share, revision) in shares {
-                    match left.checked_sub(*share as usize) {
-                        Some(rest) => left = rest,
-                        None => return Some(revision),
-                    }
-                }
-                None
-            }
-        }
+    /// The shares of the traffic.
+    pub fn shares(&self) -> &[(u32, R)] {
+        &self.shares
     }
+
+    /// The target whose turn it is.
+    pub fn pick(&self) -> Option<&R> {
+        let place = match self.turns.len() {
+            // Nearly all hosts have one target; they share no counter.
+            0 | 1 => 0,
+            turns => self.turns[self.next.fetch_add(1, Ordering::Relaxed) % turns].into(),
+        };
+        self.shares.get(place).map(|(_, revision)| revision)
+    }
+
+    /// Targets by their shares of the traffic, and by tag; the turn `start` is the first.
+    pub fn new(shares: Vec<(u32, R)>, tags: Vec<(Box<str>, R)>, start: u64) -> Self {
+        let turns = turns(&shares.iter().map(|(share, _)| *share).collect::<Vec<_>>());
+        let next = AtomicUsize::new((start % 1_000_000) as usize);
+        Self { shares, tags, turns, next }
+    }
+}
+
+/// Whose turn it is, spread evenly: smooth weighted round-robin, as in nginx.
+fn turns(shares: &[u32]) -> Box<[u16]> {
+    let divisor = shares.iter().copied().fold(0, gcd).max(1);
+    let weights: Vec<i64> = shares.iter().map(|share| i64::from(share / divisor)).collect();
+    let total: i64 = weights.iter().sum();
+    let mut due = vec![0; weights.len()];
+    let turns = (0..total).map(|_| {
+        due.iter_mut().zip(&weights).for_each(|(due, weight)| *due += weight);
+        // Of those that are due alike, the first.
+        let most = (0..due.len()).rev().max_by_key(|at| due[*at]).expect("a turn has a target");
+        due[most] -= total;
+        u16::try_from(most).unwrap_or(u16::MAX)
+    });
+    turns.collect()
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Brings a Host header's value, or the authority of a URL, into the form of the table: lower case, no port, no dot at
@@ -190,12 +222,15 @@ pub struct Entry<R> {
     pub mapped: bool,
 }
 
-type Shard<R> = HashMap<Arc<str>, Arc<Entry<R>>>;
+/// What a Route names, and what that is.
+type Resolved<'r, R> = (&'r Arc<Targets<RevisionId>>, Arc<Targets<R>>);
+type Bucket<R> = Box<[(Arc<str>, Arc<Entry<R>>)]>;
 /// Claims of one host, each with whether it is public; the first one is served.
 type Claims<R> = BTreeMap<(bool, RouteId), (bool, Arc<Targets<R>>)>;
 
 struct Writer<R> {
-    hosts: HashMap<RouteId, Vec<Arc<str>>>,
+    /// What each Route claims.
+    routes: HashMap<RouteId, Vec<Claim>>,
     claims: HashMap<Arc<str>, Claims<R>>,
     /// Hosts that lead where others lead.
     aliases: HashMap<Arc<str>, Arc<str>>,
@@ -220,52 +255,64 @@ impl<R> Writer<R> {
 
 /// All hosts.
 pub struct Table<R> {
-    shards: Vec<ArcSwap<Shard<R>>>,
+    buckets: Vec<ArcSwapOption<Bucket<R>>>,
     hasher: RandomState,
+    random: Random,
     writer: Mutex<Writer<R>>,
 }
 
-impl<R: Clone> Default for Table<R> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl<R: Clone> Table<R> {
-    /// An empty table.
-    pub fn new() -> Self {
-        let shards = (0..SHARDS).map(|_| ArcSwap::from_pointee(HashMap::new())).collect();
+    /// An empty table; `seed` says whose turn is the first.
+    pub fn new(seed: u64) -> Self {
+        let buckets = (0..1 << BUCKETS_LOG2).map(|_| ArcSwapOption::empty()).collect();
         let writer = Mutex::new(Writer {
-            hosts: HashMap::new(),
+            routes: HashMap::new(),
             claims: HashMap::new(),
             aliases: HashMap::new(),
             aliases_of: HashMap::new(),
         });
-        Self { shards, hasher: RandomState::new(), writer }
+        Self { buckets, hasher: RandomState::new(), random: Random::new(seed), writer }
     }
 
     /// The entry of a host in the form that [`normalise`] makes.
     pub fn get(&self, host: &str) -> Option<Arc<Entry<R>>> {
-        self.shards[self.shard_of(host)].load().get(host).cloned()
+        let bucket = self.bucket_of(host).load();
+        bucket.as_ref()?.iter().find(|(other, _)| **other == *host).map(|(_, entry)| entry.clone())
     }
 
-    /// Replaces what one Route claims; nothing for a Route that is gone.
+    /// Replaces what one Route claims; nothing for a Route that is gone. Turns go on where the targets stay.
     pub fn set(&self, route: &RouteId, claims: &[Claim], mut resolve: impl FnMut(&RevisionId) -> R) {
         let mut writer = self.writer.lock();
-        let mut touched = writer.hosts.remove(route).unwrap_or_default();
-        for host in &touched {
-            if let Some(of_host) = writer.claims.get_mut(host) {
-                of_host.retain(|(_, claimant), _| claimant != route);
+        let before = writer.routes.remove(route).unwrap_or_default();
+        let mut removed = Vec::with_capacity(before.len());
+        for Claim { host, of_tag, .. } in &before {
+            let of_host = writer.claims.get_mut(host);
+            removed.push(of_host.and_then(|of_host| of_host.remove(&(*of_tag, route.clone()))));
+        }
+        // The hosts of one Route share their turns.
+        let mut resolved: Vec<Resolved<'_, R>> = Vec::new();
+        for (claim, removed) in before.iter().zip(removed) {
+            if let Some((_, targets)) = removed
+                && let Some(same) = claims.iter().find(|new| new.of_tag == claim.of_tag && new.targets == claim.targets)
+                && !resolved.iter().any(|(of, _)| Arc::ptr_eq(of, &same.targets))
+            {
+                resolved.push((&same.targets, targets));
             }
         }
         for claim in claims {
-            let targets = Arc::new(claim.targets.map(&mut resolve));
+            let known =
+                resolved.iter().find(|(of, _)| Arc::ptr_eq(of, &claim.targets)).map(|(_, targets)| targets.clone());
+            let targets = known.unwrap_or_else(|| {
+                let targets = Arc::new(claim.targets.map(&mut resolve, self.random.next()));
+                resolved.push((&claim.targets, targets.clone()));
+                targets
+            });
             let of_host = writer.claims.entry(claim.host.clone()).or_default();
             of_host.entry((claim.of_tag, route.clone())).or_insert((claim.public, targets));
-            touched.push(claim.host.clone());
         }
+        let touched = before.iter().chain(claims).map(|claim| claim.host.clone()).collect();
         if !claims.is_empty() {
-            writer.hosts.insert(route.clone(), claims.iter().map(|claim| claim.host.clone()).collect());
+            writer.routes.insert(route.clone(), claims.to_vec());
         }
         self.publish(&mut writer, touched);
     }
@@ -300,38 +347,33 @@ impl<R: Clone> Table<R> {
         let aliases: Vec<_> =
             touched.iter().filter_map(|host| writer.aliases_of.get(host)).flatten().cloned().collect();
         touched.extend(aliases);
-        let mut changed: BTreeMap<usize, Shard<R>> = BTreeMap::new();
+        touched.sort_unstable();
+        touched.dedup();
         for host in touched {
-            let index = self.shard_of(&host);
-            let shard = changed.entry(index).or_insert_with(|| self.shards[index].load().as_ref().clone());
             if writer.claims.get(&host).is_some_and(BTreeMap::is_empty) {
                 writer.claims.remove(&host);
             }
-            match writer.entry(&host) {
-                Some(entry) => {
-                    shard.insert(host, Arc::new(entry));
-                }
-                None => {
-                    shard.remove(&host);
-                }
+            let bucket = self.bucket_of(&host);
+            let present = bucket.load_full();
+            let others = present.iter().flat_map(|hosts| hosts.iter()).filter(|(other, _)| *other != host);
+            let mut hosts: Vec<_> = others.cloned().collect();
+            if let Some(entry) = writer.entry(&host) {
+                hosts.push((host, Arc::new(entry)));
             }
-        }
-        for (index, shard) in changed {
-            self.shards[index].store(Arc::new(shard));
+            bucket.store((!hosts.is_empty()).then(|| Arc::new(hosts.into())));
         }
     }
 
-    fn shard_of(&self, host: &str) -> usize {
-        // The top bits: the map inside the shard uses a hasher of its own.
-        (self.hasher.hash_one(host) >> 58) as usize % SHARDS
+    fn bucket_of(&self, host: &str) -> &ArcSwapOption<Bucket<R>> {
+        &self.buckets[(self.hasher.hash_one(host) >> (u64::BITS - BUCKETS_LOG2)) as usize]
     }
 }
 
 impl Targets<RevisionId> {
-    fn map<R>(&self, resolve: &mut impl FnMut(&RevisionId) -> R) -> Targets<R> {
+    fn map<R>(&self, resolve: &mut impl FnMut(&RevisionId) -> R, start: u64) -> Targets<R> {
         let shares = self.shares.iter().map(|(share, id)| (*share, resolve(id))).collect();
         let tags = self.tags.iter().map(|(tag, id)| (tag.clone(), resolve(id))).collect();
-        Targets { shares, tags }
+        Targets::new(shares, tags, start)
     }
 }
 
@@ -341,7 +383,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::random::Random;
 
     fn route(name: &str, labels: Value, status: Value) -> Route {
         let route = json!({"apiVersion": "serving.knative.dev/v1", "kind": "Route", "spec": {},
@@ -397,31 +438,80 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_kept() {
-        let targets = Targets { shares: vec![(90, 'a'), (9, 'b'), (1, 'c')], tags: vec![("t".into(), 'b')] };
-        let random = Random::new(42);
-        let mut counts: BTreeMap<char, u32> = BTreeMap::new();
-        for _ in 0..100_000 {
-            *counts.entry(*targets.pick(random.next()).unwrap()).or_default() += 1;
-        }
-        let near = |name, want: u32| counts[&name].abs_diff(want) < 400;
-        assert!(near('a', 90_000) && near('b', 9_000) && near('c', 1_000), "{counts:?}");
+    fn turns_are_spread_evenly() {
+        let of = |shares: &[u32]| turns(shares).iter().map(|place| char::from(b'a' + *place as u8)).collect::<String>();
+        assert_eq!(
+            (of(&[100]), of(&[50, 50]), of(&[80, 20]), of(&[])),
+            ("a".into(), "ab".into(), "aabaa".into(), "".into())
+        );
+        assert_eq!(of(&[50, 30, 20]), "abcaabacba");
+        let targets = Targets::new(vec![(90, 'a'), (10, 'b')], vec![("t".into(), 'b')], 3);
         assert_eq!((targets.tagged(b"t"), targets.tagged(b"x")), (Some(&'b'), None));
-        assert_eq!(Targets::<char> { shares: vec![], tags: vec![] }.pick(1), None);
+        assert_eq!(Targets::<char>::new(vec![], vec![], 1).pick(), None);
+    }
+
+    /// A Route `r` with these shares of revisions `0`, `1`, ..., and a tag of its own for the first.
+    fn split(shares: &[u32]) -> Vec<Claim> {
+        let traffic =
+            shares.iter().enumerate().map(|(at, share)| json!({"revisionName": at.to_string(), "percent": share}));
+        let tag = json!({"revisionName": "0", "tag": "t", "url": "http://t-r.ns.localhost"});
+        let status = json!({"url": "http://r.ns.localhost", "traffic": traffic.chain([tag]).collect::<Vec<_>>()});
+        hosts_of(&route("r", json!({}), status), &Network::default())
+    }
+
+    fn picked(table: &Table<RevisionId>, host: &str) -> usize {
+        table.get(host).unwrap().inside.pick().unwrap().name.parse().unwrap()
+    }
+
+    #[test]
+    fn turns_go_on_while_the_targets_stay_and_a_routes_hosts_share_them() {
+        let (table, id) = (Table::new(7), RouteId::new("ns", "r"));
+        let claims = split(&[99, 1]);
+        table.set(&id, &claims, Clone::clone);
+        let hosts = ["r.ns.localhost", "r.ns", "r.ns.svc", "r.ns.svc.cluster.local"];
+        let mut seconds = 0;
+        for turn in 0..1000 {
+            seconds += picked(&table, hosts[turn % hosts.len()]);
+            // The Route's status is written often; most of what it says is the same.
+            table.set(&id, &split(&[99, 1]), Clone::clone);
+            assert_eq!(picked(&table, "t-r.ns.localhost"), 0);
+        }
+        assert_eq!(seconds, 10);
+        table.set(&id, &split(&[0, 100]), Clone::clone);
+        assert_eq!(picked(&table, "r.ns.localhost"), 1);
+        table.set(&id, &[], Clone::clone);
+        assert!(table.get("r.ns.localhost").is_none() && table.writer.lock().claims.is_empty());
+    }
+
+    #[test]
+    fn a_change_copies_no_more_with_20_000_routes() {
+        let table = Table::new(1);
+        for number in 0..20_000 {
+            let name = format!("app-{number}");
+            let status = json!({"url": format!("http://{name}.ns.localhost"), "traffic": [{"revisionName": "a", "percent": 100}]});
+            let claims = hosts_of(&route(&name, json!({}), status), &Network::default());
+            table.set(&RouteId::new("ns", &name), &claims, Clone::clone);
+        }
+        let lengths: Vec<usize> =
+            table.buckets.iter().filter_map(|bucket| Some(bucket.load().as_ref()?.len())).collect();
+        assert_eq!(lengths.iter().sum::<usize>(), 80_000);
+        let longest = lengths.iter().max().unwrap();
+        assert!(*longest < 40, "{longest} hosts are looked through and copied");
+        assert!((0..20_000).all(|number| table.get(&format!("app-{number}.ns.svc")).is_some()));
     }
 
     #[test]
     fn a_name_wins_over_a_tag_and_comes_back_when_the_winner_goes() {
-        let table = Table::new();
+        let table = Table::new(1);
         let claim = |of_tag, revision: &str| Claim {
             host: "a-b.ns.localhost".into(),
             public: true,
             of_tag,
-            targets: Arc::new(Targets { shares: vec![(1, RevisionId::new("ns", revision))], tags: vec![] }),
+            targets: Arc::new(Targets::new(vec![(1, RevisionId::new("ns", revision))], vec![], 0)),
         };
         let (tag, name) = (RouteId::new("ns", "b"), RouteId::new("ns", "z"));
         let served = |table: &Table<RevisionId>| {
-            table.get("a-b.ns.localhost").map(|entry| entry.inside.pick(0).unwrap().name.to_string())
+            table.get("a-b.ns.localhost").map(|entry| entry.inside.pick().unwrap().name.to_string())
         };
         table.set(&tag, &[claim(true, "tagged")], Clone::clone);
         assert_eq!(served(&table).as_deref(), Some("tagged"));
@@ -435,16 +525,16 @@ mod tests {
 
     #[test]
     fn a_mapped_domain_follows_its_target_and_hides_no_route() {
-        let table = Table::new();
+        let table = Table::new(1);
         let claim = |host: &str, public, revision: &str| Claim {
             host: host.into(),
             public,
             of_tag: false,
-            targets: Arc::new(Targets { shares: vec![(1, RevisionId::new("ns", revision))], tags: vec![] }),
+            targets: Arc::new(Targets::new(vec![(1, RevisionId::new("ns", revision))], vec![], 0)),
         };
         // What the public gets, and what pods get.
         let served = |host: &str| {
-            let name = |targets: &Targets<RevisionId>| targets.pick(0).unwrap().name.to_string();
+            let name = |targets: &Targets<RevisionId>| targets.pick().unwrap().name.to_string();
             let entry = table.get(host);
             let entry = entry.as_ref().map(|entry| (entry.public.as_deref().map(name), name(&entry.inside)));
             entry.unwrap_or_default()
@@ -520,6 +610,23 @@ mod tests {
     }
 
     proptest! {
+        /// Percentages are exact over any 100 requests in a row, whatever the shares and wherever one begins to count.
+        #[test]
+        fn percentages_are_exact_over_any_100_requests(cuts in prop::collection::vec(0_u32..=100, 0..6), start: u64) {
+            let mut cuts = cuts;
+            cuts.extend([0, 100]);
+            cuts.sort_unstable();
+            let shares: Vec<u32> = cuts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let shares: Vec<(u32, usize)> = shares.into_iter().enumerate().map(|(at, share)| (share, at)).filter(|(share, _)| *share > 0).collect();
+            let targets = Targets::new(shares.clone(), vec![], start);
+            let picks: Vec<usize> = (0..350).map(|_| *targets.pick().unwrap()).collect();
+            for window in picks.windows(100) {
+                for (share, target) in &shares {
+                    prop_assert_eq!(window.iter().filter(|pick| *pick == target).count(), *share as usize);
+                }
+            }
+        }
+
         #[test]
         fn no_host_header_panics(bytes: Vec<u8>) {
             let _ = normalise(&bytes, &mut [0; HOST_LIMIT_BYTES]);

@@ -394,6 +394,9 @@ impl Framing {
 
 /// Source: RFC 9112 section 3.2.
 fn check_target(method: &[u8], target: &[u8]) -> Result<(), Failure> {
+    if method == b"CONNECT" {
+        return Err(Failure::Connect);
+    }
     if target.contains(&b'#') {
         return Err(malformed("its target has a fragment"));
     }
@@ -401,7 +404,7 @@ fn check_target(method: &[u8], target: &[u8]) -> Result<(), Failure> {
     let known = match target[0] {
         b'/' => true,
         b'*' => method == b"OPTIONS" && target.len() == 1,
-        _ => method == b"CONNECT" || has_scheme(b"http://") || has_scheme(b"https://"),
+        _ => has_scheme(b"http://") || has_scheme(b"https://"),
     };
     if known { Ok(()) } else { Err(malformed("its target is neither a path nor a URL")) }
 }

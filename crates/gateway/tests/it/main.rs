@@ -5,6 +5,7 @@
 mod at_zero;
 mod attacks;
 mod contract;
+mod differential;
 mod fake_api;
 mod protocols;
 mod recorder;

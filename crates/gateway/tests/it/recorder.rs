@@ -8,6 +8,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+/// The method of what is no request; its target says why.
+pub const MALFORMED: &str = "?";
+
 /// A request as the workload got it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -65,12 +68,24 @@ impl Drop for Recorder {
     }
 }
 
+/// Why a request has no end.
+enum Error {
+    /// The connection ended before it.
+    Cut,
+    Malformed(String),
+}
+
 async fn record(mut stream: TcpStream, book: Arc<Mutex<Vec<Seen>>>, answer: &'static [u8]) {
     let mut bytes = Vec::new();
-    while let Some(mut seen) = read_head(&mut stream, &mut bytes).await {
-        if read_body(&mut stream, &mut bytes, &mut seen).await.is_none() {
-            return;
-        }
+    loop {
+        let seen = match read(&mut stream, &mut bytes).await {
+            Ok(seen) => seen,
+            Err(Error::Cut) => return,
+            Err(Error::Malformed(target)) => {
+                let method = MALFORMED.to_owned();
+                return book.lock().push(Seen { method, target, fields: Vec::new(), body: Vec::new() });
+            }
+        };
         book.lock().push(seen.clone());
         let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
         let answer = if seen.method == "HEAD" { &answer[..head] } else { answer };
@@ -80,61 +95,83 @@ async fn record(mut stream: TcpStream, book: Arc<Mutex<Vec<Seen>>>, answer: &'st
     }
 }
 
-async fn more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<()> {
-    stream.read_buf(bytes).await.ok().filter(|count| *count > 0).map(drop)
+async fn more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<(), Error> {
+    match stream.read_buf(bytes).await {
+        Ok(1..) => Ok(()),
+        _ => Err(Error::Cut),
+    }
 }
 
-async fn line(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<String> {
+async fn line(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<String, Error> {
     loop {
         if let Some(end) = bytes.windows(2).position(|pair| pair == b"\r\n") {
             let line: Vec<u8> = bytes.drain(..end + 2).collect();
-            return Some(line[..end].iter().map(|byte| char::from(*byte)).collect());
+            if line[..end].iter().any(|byte| b"\r\n\0".contains(byte)) {
+                return Err(Error::Malformed(format!("a line is {:?}", String::from_utf8_lossy(&line))));
+            }
+            return Ok(line[..end].iter().map(|byte| char::from(*byte)).collect());
         }
         more(stream, bytes).await?;
     }
 }
 
-async fn read_head(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<Seen> {
+async fn read(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Seen, Error> {
     let first = line(stream, bytes).await?;
-    let mut parts = first.split(' ');
-    let (method, target) = (parts.next()?.to_owned(), parts.next()?.to_owned());
-    let mut fields = Vec::new();
+    let [method, target, "HTTP/1.1" | "HTTP/1.0"] = first.split(' ').collect::<Vec<_>>()[..] else {
+        return Err(Error::Malformed(format!("the first line is {first:?}")));
+    };
+    let (method, target) = (method.to_owned(), target.to_owned());
+    let mut seen = Seen { method, target, fields: Vec::new(), body: Vec::new() };
     loop {
         let field = line(stream, bytes).await?;
         if field.is_empty() {
-            return Some(Seen { method, target, fields, body: Vec::new() });
+            break;
         }
-        let (name, value) = field.split_once(':').unwrap_or_else(|| panic!("no field: {field:?}"));
-        fields.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        match field.split_once(':') {
+            Some((name, value)) if !name.is_empty() && !name.contains([' ', '\t']) => {
+                seen.fields.push((name.to_ascii_lowercase(), value.trim_matches([' ', '\t']).to_owned()));
+            }
+            _ => return Err(Error::Malformed(format!("a field is {field:?}"))),
+        }
     }
+    read_body(stream, bytes, &mut seen).await?;
+    Ok(seen)
 }
 
-async fn read_body(stream: &mut TcpStream, bytes: &mut Vec<u8>, seen: &mut Seen) -> Option<()> {
-    let (lengths, codings) = (seen.values("content-length"), seen.values("transfer-encoding"));
-    assert!(lengths.len() + codings.len() <= 1, "a body has one framing: {seen:?}");
-    if let [length] = lengths[..] {
-        let length: usize = length.parse().unwrap();
-        take(stream, bytes, length, &mut seen.body).await
-    } else if let [coding] = codings[..] {
-        assert_eq!(coding, "chunked");
-        loop {
-            let size = usize::from_str_radix(&line(stream, bytes).await?, 16).unwrap();
+async fn read_body(stream: &mut TcpStream, bytes: &mut Vec<u8>, seen: &mut Seen) -> Result<(), Error> {
+    let number = |text: &str, radix| {
+        let is_number = text.chars().all(|digit| digit.is_digit(radix));
+        let number = usize::from_str_radix(text, radix).ok().filter(|_| is_number);
+        number.ok_or_else(|| Error::Malformed(format!("a size is {text:?}")))
+    };
+    match (&seen.values("content-length")[..], &seen.values("transfer-encoding")[..]) {
+        ([], []) => Ok(()),
+        ([length], []) => {
+            let length = number(length, 10)?;
+            take(stream, bytes, length, &mut seen.body).await
+        }
+        ([], [coding]) if coding.eq_ignore_ascii_case("chunked") => loop {
+            let line_of_size = line(stream, bytes).await?;
+            let size = number(line_of_size.split(';').next().unwrap_or_default().trim_end(), 16)?;
             if size == 0 {
                 while !line(stream, bytes).await?.is_empty() {}
-                return Some(());
+                return Ok(());
             }
             take(stream, bytes, size, &mut seen.body).await?;
-            assert_eq!(line(stream, bytes).await?, "");
+            if !line(stream, bytes).await?.is_empty() {
+                return Err(Error::Malformed("a chunk is longer than its size".to_owned()));
+            }
+        },
+        (lengths, codings) => {
+            Err(Error::Malformed(format!("the body has lengths {lengths:?} and codings {codings:?}")))
         }
-    } else {
-        Some(())
     }
 }
 
-async fn take(stream: &mut TcpStream, bytes: &mut Vec<u8>, count: usize, into: &mut Vec<u8>) -> Option<()> {
+async fn take(stream: &mut TcpStream, bytes: &mut Vec<u8>, count: usize, into: &mut Vec<u8>) -> Result<(), Error> {
     while bytes.len() < count {
         more(stream, bytes).await?;
     }
     into.extend(bytes.drain(..count));
-    Some(())
+    Ok(())
 }

@@ -175,6 +175,21 @@ async fn well_formed_bodies_arrive_as_they_were() {
     }
 }
 
+/// A body is the workload's to judge, whatever the method.
+#[tokio::test]
+async fn no_method_loses_its_body() {
+    let recorder = Recorder::start(206).await;
+    let world = attacked(&recorder, ClientLimits::default()).await;
+    for method in ["GET", "HEAD", "DELETE", "OPTIONS", "X"] {
+        for framed in ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"] {
+            let request = format!("{method} / HTTP/1.1\r\n{HOST}Connection: close\r\n{framed}");
+            let answer = converse(world.public, request.as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{method}: {answer}");
+            assert_eq!(recorder.take()[0].body, b"hello", "{method} {framed:?}");
+        }
+    }
+}
+
 /// CVE-2026-2833: bytes behind a request for another protocol are requests unless the workload takes the protocol up.
 #[tokio::test]
 async fn a_premature_upgrade_opens_no_tunnel() {
