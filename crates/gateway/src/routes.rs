@@ -224,7 +224,8 @@ pub struct Entry<R> {
 
 /// What a Route names, and what that is.
 type Resolved<'r, R> = (&'r Arc<Targets<RevisionId>>, Arc<Targets<R>>);
-type Bucket<R> = Box<[(Arc<str>, Arc<Entry<R>>)]>;
+/// Hosts whose hashes begin alike, each with its hash, so that others are passed over without a look at their names.
+type Bucket<R> = Box<[(u64, Arc<str>, Arc<Entry<R>>)]>;
 /// Claims of one host, each with whether it is public; the first one is served.
 type Claims<R> = BTreeMap<(bool, RouteId), (bool, Arc<Targets<R>>)>;
 
@@ -276,8 +277,10 @@ impl<R: Clone> Table<R> {
 
     /// The entry of a host in the form that [`normalise`] makes.
     pub fn get(&self, host: &str) -> Option<Arc<Entry<R>>> {
-        let bucket = self.bucket_of(host).load();
-        bucket.as_ref()?.iter().find(|(other, _)| **other == *host).map(|(_, entry)| entry.clone())
+        let hash = self.hasher.hash_one(host);
+        let bucket = self.bucket_of(hash).load();
+        let mut hosts = bucket.as_ref()?.iter();
+        hosts.find(|(other, name, _)| *other == hash && **name == *host).map(|(_, _, entry)| entry.clone())
     }
 
     /// Replaces what one Route claims; nothing for a Route that is gone. Turns go on where the targets stay.
@@ -353,19 +356,20 @@ impl<R: Clone> Table<R> {
             if writer.claims.get(&host).is_some_and(BTreeMap::is_empty) {
                 writer.claims.remove(&host);
             }
-            let bucket = self.bucket_of(&host);
+            let hash = self.hasher.hash_one(&*host);
+            let bucket = self.bucket_of(hash);
             let present = bucket.load_full();
-            let others = present.iter().flat_map(|hosts| hosts.iter()).filter(|(other, _)| *other != host);
+            let others = present.iter().flat_map(|hosts| hosts.iter()).filter(|(_, other, _)| *other != host);
             let mut hosts: Vec<_> = others.cloned().collect();
             if let Some(entry) = writer.entry(&host) {
-                hosts.push((host, Arc::new(entry)));
+                hosts.push((hash, host, Arc::new(entry)));
             }
             bucket.store((!hosts.is_empty()).then(|| Arc::new(hosts.into())));
         }
     }
 
-    fn bucket_of(&self, host: &str) -> &ArcSwapOption<Bucket<R>> {
-        &self.buckets[(self.hasher.hash_one(host) >> (u64::BITS - BUCKETS_LOG2)) as usize]
+    fn bucket_of(&self, hash: u64) -> &ArcSwapOption<Bucket<R>> {
+        &self.buckets[(hash >> (u64::BITS - BUCKETS_LOG2)) as usize]
     }
 }
 

@@ -411,7 +411,7 @@ fn check_target(method: &[u8], target: &[u8]) -> Result<(), Failure> {
 
 /// Bytes of a field's value up to its line's end; `None` where that is not there yet.
 fn value_length(bytes: &[u8]) -> Result<Option<usize>, Failure> {
-    let Some(length) = bytes.iter().position(|byte| !is_value(*byte)) else { return Ok(None) };
+    let Some(length) = value_end(bytes) else { return Ok(None) };
     match bytes[length..] {
         [b'\r', b'\n', ..] => Ok(Some(length)),
         [b'\r'] => Ok(None),
@@ -429,12 +429,39 @@ fn bare_lf() -> Failure {
     malformed("a line of its head ends in LF without CR")
 }
 
+/// Which bytes are a token's. Source: RFC 9110 section 5.6.2.
+static TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let others = b"!#$%&'*+-.^_`|~";
+    let mut at = 0;
+    while at < others.len() {
+        table[others[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
+
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    TOKEN[usize::from(byte)]
 }
 
+/// Which bytes are a value's. Source: RFC 9110 section 5.5.
 fn is_value(byte: u8) -> bool {
-    byte >= b' ' && byte != 0x7f || byte == b'\t'
+    (byte >= b' ') & (byte != 0x7f) | (byte == b'\t')
+}
+
+/// The first byte that is no value's.
+fn value_end(bytes: &[u8]) -> Option<usize> {
+    // Without a branch for each byte, many are looked at at once.
+    let (blocks, _) = bytes.as_chunks::<16>();
+    let whole =
+        blocks.iter().take_while(|block| block.iter().fold(true, |all, byte| all & is_value(*byte))).count() * 16;
+    bytes[whole..].iter().position(|byte| !is_value(*byte)).map(|at| whole + at)
 }
 
 fn decimal(digits: &[u8]) -> Option<u64> {
