@@ -140,7 +140,7 @@ fn first_lines() {
         ("G@T / HTTP/1.1", "400 the request is malformed: its method holds a byte that is not allowed"),
         ("GET /\u{1} HTTP/1.1", "400 the request is malformed: its target holds a byte that is not allowed"),
         ("GET /a#b HTTP/1.1", "400 the request is malformed: its target has a fragment"),
-        ("CONNECT a:80 HTTP/1.1", "405 the method CONNECT is not served here"),
+        ("CONNECT a:80 HTTP/1.1", "405 the method CONNECT is served for WebSockets over HTTP/2 only"),
         ("GET other HTTP/1.1", "400 the request is malformed: its target is neither a path nor a URL"),
         ("GET * HTTP/1.1", "400 the request is malformed: its target is neither a path nor a URL"),
         ("GET ftp://a/ HTTP/1.1", "400 the request is malformed: its target is neither a path nor a URL"),
