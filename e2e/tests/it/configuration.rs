@@ -1,40 +1,14 @@
 //! The platform's ConfigMaps: what is written counts without a restart, and what cannot be used is refused.
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use e2e::{Options, Platform, cannot_run};
 use serde_json::{Value, json};
 
-use crate::{SOON, hello_service, host, service_selector};
-
-/// Changes keys of a ConfigMap, as an administrator does.
-async fn patch(platform: &Platform, name: &str, data: Value) -> Result<e2e::Output> {
-    let patch = json!({ "data": data }).to_string();
-    platform.kubectl(&["-n", "colibri-system", "patch", "configmap", name, "--type", "merge", "-p", &patch]).await
-}
+use crate::{SOON, configure, hello_service, host, service_selector, until};
 
 /// A Service as the API server would store it now.
 async fn dry_run(platform: &Platform, manifest: &str) -> Result<e2e::Output> {
     platform.kubectl_with(&["create", "--dry-run=server", "-o", "json", "-f", "-"], Some(manifest)).await
-}
-
-/// Asks again until `check` is content with the answer.
-async fn until<T>(limit: Duration, mut ask: impl AsyncFnMut() -> Result<T>, check: impl Fn(&T) -> bool) -> Result<T>
-where
-    T: std::fmt::Debug,
-{
-    let start = Instant::now();
-    loop {
-        let answer = ask().await?;
-        if check(&answer) {
-            return Ok(answer);
-        }
-        if start.elapsed() > limit {
-            bail!("still {answer:?} after {limit:?}");
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -59,8 +33,8 @@ async fn settings_count_without_a_restart_and_bad_ones_are_refused() -> Result<(
     let refused = dry_run(&platform, &aliased).await?;
     ensure!(refused.stderr.contains("must not set the field(s): spec.template.spec.hostAliases"), "{}", refused.text());
     let defaults = json!({"revision-timeout-seconds": "40", "container-concurrency": "3"});
-    patch(&platform, "config-defaults", defaults).await?.ok()?;
-    patch(&platform, "config-features", json!({"kubernetes.podspec-hostaliases": "enabled"})).await?.ok()?;
+    configure(&platform, "config-defaults", defaults).await?.ok()?;
+    configure(&platform, "config-features", json!({"kubernetes.podspec-hostaliases": "enabled"})).await?.ok()?;
     until(SOON, async || dry_run(&platform, &aliased).await, |answer| answer.code == 0).await?;
     let sample = hello_service("sample", &[], "");
     let shown = async || Ok(serde_json::from_str::<Value>(&dry_run(&platform, &sample).await?.ok()?)?);
@@ -74,14 +48,14 @@ async fn settings_count_without_a_restart_and_bad_ones_are_refused() -> Result<(
 
     // The autoscaler: by the defaults both would stay for a minute and a half.
     let autoscaler = json!({"stable-window": "6s", "scale-to-zero-grace-period": "1ms"});
-    patch(&platform, "config-autoscaler", autoscaler).await?.ok()?;
+    configure(&platform, "config-autoscaler", autoscaler).await?.ok()?;
     for name in ["before", "after"] {
         platform.wait_for_pods(&service_selector(name), 0, SOON).await?;
     }
 
     // Routes and the gateway: the new domain answers, the old one does not.
     ensure!(platform.get(&host("before"), "/").await?.status == 200);
-    patch(&platform, "config-domain", json!({"example.test": ""})).await?.ok()?;
+    configure(&platform, "config-domain", json!({"example.test": ""})).await?.ok()?;
     let url = |service: &Value| service["status"]["url"].as_str().unwrap_or_default().to_owned();
     let moved = |service: &Value| url(service).starts_with("http://before.default.example.test:");
     until(SOON, async || platform.object("ksvc", "before").await, moved).await?;
@@ -90,7 +64,7 @@ async fn settings_count_without_a_restart_and_bad_ones_are_refused() -> Result<(
     until(SOON, async || answers(&host("before")).await, |status| *status == 404).await?;
 
     // What is taken away falls back to its default.
-    patch(&platform, "config-domain", json!({"example.test": null})).await?.ok()?;
+    configure(&platform, "config-domain", json!({"example.test": null})).await?.ok()?;
     until(SOON, async || answers(&host("before")).await, |status| *status == 200).await?;
     platform.kubectl(&["-n", "colibri-system", "delete", "configmap", "config-defaults"]).await?.ok()?;
     until(SOON, shown, |service| service["spec"]["template"]["spec"]["timeoutSeconds"] == 300).await?;
@@ -126,14 +100,14 @@ async fn refusals(platform: &Platform) -> Result<()> {
         ("config-gc", json!({"max-non-active-revisions": "few"}), "is not a whole number of at least 0, or disabled"),
     ];
     for (name, data, wanted) in rows {
-        let refused = patch(platform, name, data.clone()).await?;
+        let refused = configure(platform, name, data.clone()).await?;
         let key = data.as_object().and_then(|data| data.keys().next()).cloned().unwrap_or_default();
         let whole = refused.code != 0 && [name, &key, wanted].iter().all(|part| refused.stderr.contains(part));
         ensure!(whole, "{name} {data}: {}", refused.text());
     }
-    let warned = patch(platform, "config-autoscaler", json!({"stable-windw": "60s"})).await?;
+    let warned = configure(platform, "config-autoscaler", json!({"stable-windw": "60s"})).await?;
     let meant = "there is no key stable-windw, it has no effect; did you mean stable-window?";
     ensure!(warned.code == 0 && warned.stderr.contains(meant), "{}", warned.text());
-    patch(platform, "config-autoscaler", json!({"stable-windw": null})).await?.ok()?;
+    configure(platform, "config-autoscaler", json!({"stable-windw": null})).await?.ok()?;
     Ok(())
 }

@@ -24,10 +24,11 @@ mod stop;
 mod traffic;
 mod usage;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use e2e::{Options, Platform};
+use serde_json::{Value, json};
 
 /// The gateway's host of a service in the namespace `default`.
 fn host(name: &str) -> String {
@@ -60,6 +61,30 @@ async fn start_with_hello(options: Options, name: &str) -> Result<Platform> {
     let ready = ["wait", "--for=condition=Ready", &format!("ksvc/{name}"), "--timeout=60s"];
     platform.kubectl(&ready).await?.ok()?;
     Ok(platform)
+}
+
+/// Changes keys of a ConfigMap, as an administrator does.
+async fn configure(platform: &Platform, name: &str, data: Value) -> Result<e2e::Output> {
+    let patch = json!({ "data": data }).to_string();
+    platform.kubectl(&["-n", "colibri-system", "patch", "configmap", name, "--type", "merge", "-p", &patch]).await
+}
+
+/// Asks again until `check` is content with the answer.
+async fn until<T>(limit: Duration, mut ask: impl AsyncFnMut() -> Result<T>, check: impl Fn(&T) -> bool) -> Result<T>
+where
+    T: std::fmt::Debug,
+{
+    let start = Instant::now();
+    loop {
+        let answer = ask().await?;
+        if check(&answer) {
+            return Ok(answer);
+        }
+        if start.elapsed() > limit {
+            bail!("still {answer:?} after {limit:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Lets a service fall to zero after 6 seconds: the shortest window that Knative allows, and hardly any grace.

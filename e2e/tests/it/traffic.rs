@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Options, Platform, cannot_run};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{SOON, host};
+use crate::{SOON, configure, host, until};
 
 const TAG_HEADER: (&str, &str) = ("knative-serving-tag", "next");
 
@@ -20,21 +20,13 @@ fn service(target: &str, metadata: &str, traffic: &str) -> String {
 
 /// Waits until a request is answered with that status and text.
 async fn answers(platform: &Platform, host: &str, header: Option<(&str, &str)>, status: u16, text: &str) -> Result<()> {
-    let start = Instant::now();
-    loop {
-        let answer = platform.get_with(host, "/", header).await?;
-        if answer.status == status && answer.body.contains(text) {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < SOON, "{host} {header:?}: {answer:?}, wanted {status} {text:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let ask = async || platform.get_with(host, "/", header).await;
+    let answer = until(SOON, ask, |answer| answer.status == status && answer.body.contains(text)).await;
+    answer.map(drop).with_context(|| format!("{host} {header:?}, wanted {status} {text:?}"))
 }
 
 async fn set(platform: &Platform, map: &str, key: &str, value: &str) -> Result<()> {
-    let patch = serde_json::json!({"data": {key: value}}).to_string();
-    let words = ["-n", "colibri-system", "patch", "configmap", map, "--type", "merge", "-p", &patch];
-    platform.kubectl(&words).await?.ok().map(drop)
+    configure(platform, map, json!({key: value})).await?.ok().map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]

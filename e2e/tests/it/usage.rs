@@ -1,11 +1,11 @@
 //! Scaling by what pods use, and `kubectl top`, which shows it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use e2e::{Options, Platform, cannot_run, is_of_our_control_plane};
 
-use crate::{SHORT_WINDOW, SOON, host, service_selector};
+use crate::{SHORT_WINDOW, SOON, host, service_selector, until};
 
 /// How long the numbers and the windows may take on a busy machine.
 const LATE: Duration = Duration::from_secs(120);
@@ -64,39 +64,30 @@ async fn a_busy_service_gets_a_second_pod_and_gives_it_back() -> Result<()> {
     let pod = platform.pods(&selector).await?.remove(0);
     platform.wait_for_pods(&selector, 2, LATE).await?;
     // The status follows what was decided.
-    let start = Instant::now();
-    loop {
-        let status = platform.object("podautoscaler", "busy-00001").await?["status"].clone();
+    let status = async || Ok(platform.object("podautoscaler", "busy-00001").await?["status"].clone());
+    let scaled = |status: &serde_json::Value| {
         let mut conditions = status["conditions"].as_array().into_iter().flatten();
         let known = conditions.find(|condition| condition["type"] == "ScalingActive");
-        if status["desiredScale"] == 2 && known.is_some_and(|known| known["status"] == "True") {
-            break;
-        }
-        ensure!(start.elapsed() < SOON, "{status}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        status["desiredScale"] == 2 && known.is_some_and(|known| known["status"] == "True")
+    };
+    until(SOON, status, scaled).await?;
 
     // One of the two works hard, the other not at all.
-    let start = Instant::now();
-    loop {
+    let top = async || {
         let top = platform.kubectl(&["top", "pods", "--no-headers", "-l", &selector]).await?.text();
         let millis = |line: &str| {
             let mut words = line.split_whitespace();
             let (name, cpu) = (words.next()?, words.next()?);
             Some((name.to_owned(), cpu.strip_suffix('m')?.parse::<u32>().ok()?))
         };
-        let used: Vec<(String, u32)> = top.lines().filter_map(millis).collect();
+        Ok(top.lines().filter_map(millis).collect::<Vec<_>>())
+    };
+    let uneven = |used: &Vec<(String, u32)>| {
         let busy = used.iter().find(|(name, _)| pod.ends_with(name.as_str()));
         let other = used.iter().find(|(name, _)| !pod.ends_with(name.as_str()));
-        if let (Some((_, busy)), Some((_, other))) = (busy, other)
-            && *busy > 100
-            && other < busy
-        {
-            break;
-        }
-        ensure!(start.elapsed() < LATE, "kubectl top pods: {top}");
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+        busy.zip(other).is_some_and(|((_, busy), (_, other))| *busy > 100 && other < busy)
+    };
+    until(LATE, top, uneven).await?;
     let nodes = platform.kubectl(&["top", "nodes", "--no-headers"]).await?.ok()?;
     assert!(nodes.split_whitespace().nth(2).is_some_and(|share| share.ends_with('%')), "{nodes}");
 
