@@ -155,9 +155,9 @@ impl<K: Cacheable> Cache<K> {
         }
     }
 
-    async fn run(self: Arc<Self>, api: Api<K>, stop: CancellationToken) {
+    async fn run(self: Arc<Self>, api: Api<K>, config: watcher::Config, stop: CancellationToken) {
         use kube::runtime::WatchStreamExt;
-        let mut events = watcher::watcher(api, watcher::Config::default()).default_backoff().boxed();
+        let mut events = watcher::watcher(api, config).default_backoff().boxed();
         let mut listed: Option<Vec<ObjectKey>> = None;
         let mut told = String::new();
         loop {
@@ -263,8 +263,16 @@ pub struct Caches {
     client: Client,
     tasks: TaskTracker,
     stop: CancellationToken,
-    /// By type, and whether of the system namespace alone.
-    by_kind: Mutex<HashMap<(TypeId, bool), Arc<dyn Any + Send + Sync>>>,
+    by_kind: Mutex<HashMap<(TypeId, Scope), Arc<dyn Any + Send + Sync>>>,
+}
+
+/// Which objects of a kind a cache holds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Scope {
+    All,
+    System,
+    /// Those that this field selector matches.
+    Selected(&'static str),
 }
 
 impl Caches {
@@ -280,22 +288,31 @@ impl Caches {
 
     /// The cache of one kind, in all namespaces; started at its first use.
     pub fn of<K: Cacheable>(&self) -> Arc<Cache<K>> {
-        self.cache(false, || Api::all(self.client.clone()))
+        self.cache(Scope::All, || Api::all(self.client.clone()))
+    }
+
+    /// The cache of those objects of one kind that a field selector matches, in all namespaces; started at its first use.
+    pub fn of_selected<K: Cacheable>(&self, fields: &'static str) -> Arc<Cache<K>> {
+        self.cache(Scope::Selected(fields), || Api::all(self.client.clone()))
     }
 
     /// The cache of one kind in the system namespace alone; started at its first use.
     pub fn of_system<K: Cacheable + Resource<Scope = NamespaceResourceScope>>(&self) -> Arc<Cache<K>> {
-        self.cache(true, || Api::namespaced(self.client.clone(), api::SYSTEM_NAMESPACE))
+        self.cache(Scope::System, || Api::namespaced(self.client.clone(), api::SYSTEM_NAMESPACE))
     }
 
-    fn cache<K: Cacheable>(&self, system: bool, api: impl Fn() -> Api<K>) -> Arc<Cache<K>> {
+    fn cache<K: Cacheable>(&self, scope: Scope, api: impl Fn() -> Api<K>) -> Arc<Cache<K>> {
         let mut by_kind = self.by_kind.lock();
-        if let Some(cache) = by_kind.get(&(TypeId::of::<K>(), system)) {
+        if let Some(cache) = by_kind.get(&(TypeId::of::<K>(), scope)) {
             return cache.clone().downcast().expect("a cache is stored under its own type");
         }
         let cache = Arc::new(Cache::<K>::new());
-        by_kind.insert((TypeId::of::<K>(), system), cache.clone());
-        self.tasks.spawn(cache.clone().run(api(), self.stop.clone()));
+        by_kind.insert((TypeId::of::<K>(), scope), cache.clone());
+        let config = match scope {
+            Scope::Selected(fields) => watcher::Config::default().fields(fields),
+            Scope::All | Scope::System => watcher::Config::default(),
+        };
+        self.tasks.spawn(cache.clone().run(api(), config, self.stop.clone()));
         cache
     }
 }

@@ -74,6 +74,9 @@ pub enum Failure {
     /// A method that a reverse proxy does not serve.
     #[error("the method CONNECT is served for WebSockets over HTTP/2 only")]
     Connect,
+    /// The host is not served without TLS.
+    #[error("this host is served over HTTPS only")]
+    Insecure,
     /// The Route has no target, or its target does not exist (any more).
     #[error("the service has no revision that takes requests")]
     NoRevision,
@@ -135,6 +138,7 @@ impl Failure {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::NoHost | Self::Malformed { .. } => StatusCode::BAD_REQUEST,
+            Self::Insecure => StatusCode::FORBIDDEN,
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::Coding => StatusCode::NOT_IMPLEMENTED,
             Self::HeadTooLarge { .. } | Self::TooManyFields { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,

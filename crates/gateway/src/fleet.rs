@@ -6,17 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use api::config;
 use api::config::Flag;
-use api::serving::annotations::{REVISION_LABEL, TARGET_ANNOTATION};
+use api::config::network::HttpProtocol;
+use api::serving::annotations::{self, REVISION_LABEL, TARGET_ANNOTATION};
 use api::serving::domain::{ClusterDomainClaim, DomainMapping};
 use api::serving::{Revision as RevisionObject, Route};
 use base::{MappingId, PodId, RevisionId, RouteId};
 use client::Live;
-use client::cache::{Cache, Caches, Change, ObjectKey};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use client::cache::{Cache, Caches, Change, Index, ObjectKey};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::ResourceExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
+use tracing::warn;
 
+use crate::certificates;
 use crate::proxy::Proxy;
 use crate::revision::{PodSeen, Revision, Shared};
 use crate::routes::hosts_of;
@@ -28,6 +31,10 @@ pub struct Fleet {
     routes: Arc<Cache<Route>>,
     mappings: Arc<Cache<DomainMapping>>,
     claims: Arc<Cache<ClusterDomainClaim>>,
+    /// Secrets with certificates.
+    secrets: Arc<Cache<Secret>>,
+    /// Mapped domains by the Secret that their mapping names.
+    secret_of: Arc<Index<DomainMapping>>,
     live: Live,
     shared: Arc<Shared>,
     proxy: Arc<Proxy>,
@@ -52,9 +59,13 @@ struct Routed {
 impl Fleet {
     /// Subscribes to what requests are routed by.
     pub fn start(shared: Arc<Shared>, proxy: Arc<Proxy>, caches: &Caches) -> Arc<Self> {
+        let mappings = caches.of::<DomainMapping>();
+        let secret = |mapping: &DomainMapping| mapping.spec.tls.as_ref().map(|tls| tls.secret_name.clone());
         let fleet = Arc::new(Self {
             routes: caches.of::<Route>(),
-            mappings: caches.of::<DomainMapping>(),
+            secrets: caches.of_selected::<Secret>(certificates::SECRETS),
+            secret_of: mappings.index(secret),
+            mappings,
             claims: caches.of::<ClusterDomainClaim>(),
             live: Live::default(),
             shared,
@@ -76,6 +87,8 @@ impl Fleet {
         fleet.mappings.subscribe(move |change| this.map(&change.key().name));
         let this = fleet.clone();
         fleet.claims.subscribe(move |change| this.map(&change.key().name));
+        let this = fleet.clone();
+        fleet.secrets.subscribe(move |change| this.secret_changed(&change.key()));
         let this = fleet.clone();
         caches.of::<Pod>().subscribe(move |change| this.pod_changed(change));
         fleet
@@ -159,6 +172,10 @@ impl Fleet {
             .is_some_and(|(namespace, observed)| **namespace == *mapping.namespace && *observed >= generation);
         let entry = self.proxy.table.get(&mapping.name).filter(|entry| follows && entry.mapped);
         let is_own = self.proxy.extra.load().contains_key(&*mapping.name);
+        let object = self.mappings.get(&mapping.namespace, &mapping.name);
+        if object.is_some_and(|object| object.spec.tls.is_some()) && !self.proxy.certificates.has(&mapping.name) {
+            return false;
+        }
         entry.and_then(|entry| entry.public.clone()).filter(|_| !is_own).is_some_and(|targets| {
             let known = |revision: &Revision| revision.settings.load().is_some();
             !targets.shares().is_empty() && targets.shares().iter().all(|(_, revision)| known(revision))
@@ -177,16 +194,40 @@ impl Fleet {
         match target {
             Some((name, status)) => {
                 let host = format!("{name}.{namespace}.svc.cluster.local");
-                self.proxy.table.alias(domain, Some(&host));
+                let annotations = mapping.as_ref().map(|mapping| mapping.annotations());
+                let http = annotations.and_then(|all| annotations::value(all, annotations::HTTP_PROTOCOL));
+                // First the certificate: nobody is to see another one for a domain that is served.
+                let secret = mapping.as_ref().and_then(|mapping| mapping.spec.tls.as_ref());
+                self.show(domain, &namespace, secret.map(|tls| &*tls.secret_name));
+                self.proxy.table.alias(domain, Some(&host), http.and_then(HttpProtocol::parse));
                 mapped.insert(domain.to_owned(), (namespace, status.observed_generation.unwrap_or_default()));
             }
             None => {
-                self.proxy.table.alias(domain, None);
+                self.proxy.table.alias(domain, None, None);
+                self.proxy.certificates.set(domain, None);
                 mapped.remove(domain);
             }
         }
         drop(mapped);
         self.changes.send_replace(());
+    }
+
+    /// Shows the Secret's certificate for a domain. One that cannot be used leaves what is shown, as it may be half of a
+    /// renewal; one that is gone, or of another type, takes it away.
+    fn show(&self, domain: &str, namespace: &str, secret: Option<&str>) {
+        let secret = secret.and_then(|name| self.secrets.get(namespace, name));
+        match secret.as_deref().map(certificates::read) {
+            Some(Ok(certificate)) => self.proxy.certificates.set(domain, Some(Arc::new(certificate))),
+            Some(Err(error)) => warn!(domain, namespace, %error, "the certificate of a domain cannot be used"),
+            None => self.proxy.certificates.set(domain, None),
+        }
+    }
+
+    /// Looks at the domains again whose mapping names the Secret.
+    fn secret_changed(&self, key: &ObjectKey) {
+        for mapping in self.secret_of.get(&key.namespace, &key.name) {
+            self.map(&mapping.name_any());
+        }
     }
 
     fn is_routed(&self, route: &RouteId, generation: i64) -> bool {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,10 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::certificates;
 use crate::clients::Clients;
 use crate::config::Config;
 use crate::fleet::Fleet;
-use crate::listen::{self, Listener};
+use crate::listen::{self, Listener, ListenerKind};
 use crate::metrics::Metrics;
 use crate::proxy::{HostHandler, Proxy};
 use crate::random::Random;
@@ -75,9 +76,19 @@ impl Gateway {
             shared: shared.clone(),
             table: Table::new(shared.random.next()),
             extra: ArcSwap::default(),
+            certificates: Arc::default(),
+            tls_port: AtomicU16::new(0),
         });
         let fleet = Fleet::start(shared.clone(), proxy.clone(), &caches);
-        for listener in listeners {
+        let tls_port = |listener: &Listener| match &listener.kind {
+            ListenerKind::Tls(_) => listener.socket.local_addr().ok().map(|address| address.port()),
+            ListenerKind::Public | ListenerKind::PodNetwork => None,
+        };
+        proxy.tls_port.store(listeners.iter().find_map(tls_port).unwrap_or_default(), Ordering::Relaxed);
+        for mut listener in listeners {
+            if let ListenerKind::Tls(config) = &mut listener.kind {
+                *config = certificates::with(config, proxy.certificates.clone());
+            }
             if let Ok(address) = listener.socket.local_addr() {
                 info!(%address, "gateway listens");
             }

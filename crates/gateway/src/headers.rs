@@ -58,6 +58,11 @@ impl Peer {
         Self { address, for_node, proto: if tls { "https" } else { "http" }, trusted, last: Mutex::new(None) }
     }
 
+    /// Whether the client speaks TLS, with the gateway or with a proxy before it. It deceives nobody but itself.
+    pub fn is_secure(&self, headers: &HeaderMap) -> bool {
+        self.proto == "https" || headers.get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https")
+    }
+
     fn forwarded(&self, host: &HeaderValue) -> Option<HeaderValue> {
         let mut last = self.last.lock();
         if let Some((of, element)) = last.as_ref().filter(|(of, _)| of == host) {

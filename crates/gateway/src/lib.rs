@@ -9,7 +9,7 @@
 //! | [`routes`], [`throttle`], [`instance`], [`meter`], [`settings`], [`headers`], [`wire`], [`timing`], [`stage`],
 //! [`answer`] | pure |
 //! | [`revision`], [`fleet`], [`probe`], [`clients`] | shell around them |
-//! | [`proxy`], [`upstream`], [`transport`], [`body`], [`tunnel`], [`guard`], [`listen`] | sockets |
+//! | [`proxy`], [`upstream`], [`transport`], [`body`], [`tunnel`], [`guard`], [`listen`], [`certificates`] | sockets |
 //!
 //! Invariants:
 //! - an instance never has more requests than `containerConcurrency`;
@@ -20,6 +20,7 @@
 
 pub mod answer;
 pub mod body;
+pub mod certificates;
 pub mod clients;
 pub mod config;
 pub mod fleet;

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use api::config::network::HttpProtocol;
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use http::header::{self, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::{http1, http2};
@@ -22,6 +24,7 @@ use tracing::debug;
 
 use crate::answer::{Failure, is_grpc};
 use crate::body::{End, Flow, RequestBody, ResponseBody, broken_by_client};
+use crate::certificates::Certificates;
 use crate::headers::{self, Peer};
 use crate::revision::{Entry, Revision, Shared, Slot, Waiting};
 use crate::routes::{HOST_LIMIT_BYTES, Table};
@@ -57,6 +60,10 @@ pub struct Proxy {
     pub table: Table<Arc<Revision>>,
     /// Hosts with handlers of their own, on the public listeners.
     pub extra: ArcSwap<BTreeMap<String, Arc<dyn HostHandler>>>,
+    /// The hosts' own certificates.
+    pub certificates: Arc<Certificates>,
+    /// Port of the HTTPS listener; 0 without one.
+    pub tls_port: AtomicU16,
 }
 
 /// One request that has its revision, up to its response.
@@ -105,9 +112,10 @@ impl Proxy {
 
     async fn answer(&self, peer: &Peer, audience: Audience, request: Request<Incoming>) -> Response<ResponseBody> {
         let arrived = Instant::now();
-        match self.route(audience, &request) {
+        match self.route(peer, audience, &request) {
             Ok(Routed::Revision(revision, untagged)) => self.pass(peer, arrived, revision, untagged, request).await,
             Ok(Routed::Handler(handler)) => handler.handle(request).await,
+            Ok(Routed::Redirect(location)) => redirection(request.method(), location),
             Ok(Routed::Probe) => Response::new(ResponseBody::empty()),
             Err(failure) => {
                 if failure == Failure::NoRoute {
@@ -130,7 +138,7 @@ impl Proxy {
         failure.answer(None, "-")
     }
 
-    fn route(&self, audience: Audience, request: &Request<Incoming>) -> Result<Routed, Failure> {
+    fn route(&self, peer: &Peer, audience: Audience, request: &Request<Incoming>) -> Result<Routed, Failure> {
         if request.method() == Method::CONNECT && !is_websocket(request) {
             return Err(Failure::Connect);
         }
@@ -147,6 +155,14 @@ impl Proxy {
             return Ok(Routed::Handler(handler.clone()));
         }
         let targets = targets.ok_or(Failure::NoRoute)?;
+        let tls_port = self.tls_port.load(Ordering::Relaxed);
+        if public && tls_port != 0 && !peer.is_secure(request.headers()) {
+            match entry.as_deref().map_or(HttpProtocol::Enabled, |entry| entry.http) {
+                HttpProtocol::Enabled => {}
+                HttpProtocol::Redirected => return redirect(request, host, tls_port),
+                HttpProtocol::Disabled => return Err(Failure::Insecure),
+            }
+        }
         // Whoever asks whether the host is routed wakes no instance and is not counted.
         if request.headers().contains_key(headers::NETWORK_PROBE) {
             return Ok(Routed::Probe);
@@ -250,8 +266,29 @@ enum Routed {
     /// The revision, and whether a tag was asked for that does not exist.
     Revision(Arc<Revision>, bool),
     Handler(Arc<dyn HostHandler>),
+    /// The host is served over HTTPS.
+    Redirect(HeaderValue),
     /// The client asks no more than whether the host is routed.
     Probe,
+}
+
+/// Where the same is found over HTTPS: at the listener's port, unless the client came by the port that has no name.
+fn redirect<B>(request: &Request<B>, host: &str, tls_port: u16) -> Result<Routed, Failure> {
+    let named = request.uri().authority().map(|authority| authority.as_str().as_bytes());
+    let named = named.or(request.headers().get(header::HOST).map(HeaderValue::as_bytes)).unwrap_or_default();
+    let port = if named.contains(&b':') && tls_port != 443 { format!(":{tls_port}") } else { String::new() };
+    let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+    let location = HeaderValue::try_from(format!("https://{host}{port}{path}"));
+    location.map(Routed::Redirect).map_err(|_| Failure::NoHost)
+}
+
+/// 308 where another status would turn the method into GET.
+fn redirection(method: &Method, location: HeaderValue) -> Response<ResponseBody> {
+    let safe = [Method::GET, Method::HEAD].contains(method);
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = if safe { StatusCode::MOVED_PERMANENTLY } else { StatusCode::PERMANENT_REDIRECT };
+    response.headers_mut().insert(header::LOCATION, location);
+    response
 }
 
 fn is_websocket<B>(request: &Request<B>) -> bool {

@@ -16,9 +16,9 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use api::config::network::Network;
+use api::config::network::{HttpProtocol, Network};
 use api::serving::Route;
-use api::serving::annotations::VISIBILITY_LABEL;
+use api::serving::annotations::{self, VISIBILITY_LABEL};
 use arc_swap::ArcSwapOption;
 use base::{RevisionId, RouteId};
 use kube::ResourceExt;
@@ -56,6 +56,8 @@ pub struct Claim {
     pub public: bool,
     /// Whether the host belongs to a tag.
     pub of_tag: bool,
+    /// What the public gets without TLS.
+    pub http: HttpProtocol,
     /// Where its requests go.
     pub targets: Arc<Targets<RevisionId>>,
 }
@@ -87,6 +89,8 @@ pub fn hosts_of(route: &Route, settings: &Network) -> Vec<Claim> {
     let main = Arc::new(Targets::new(shares, tags, 0));
     let mut claims = Vec::new();
     let address = status.address.as_ref().and_then(|address| address.url.as_deref());
+    let own = annotations::value(route.annotations(), annotations::HTTP_PROTOCOL).and_then(HttpProtocol::parse);
+    let http = own.unwrap_or(settings.http_protocol);
     claim_names(&mut claims, &name, &namespace, [status.url.as_deref(), address], cluster_local, false, &main);
     for target in &status.traffic {
         if let (Some(tag), Some(id)) = (target.tag.as_deref().filter(|tag| !tag.is_empty()), revision(target)) {
@@ -95,6 +99,7 @@ pub fn hosts_of(route: &Route, settings: &Network) -> Vec<Claim> {
             claim_names(&mut claims, &name, &namespace, [target.url.as_deref(), None], cluster_local, true, &only);
         }
     }
+    claims.iter_mut().for_each(|claim| claim.http = http);
     claims
 }
 
@@ -117,7 +122,7 @@ fn claim_names(
     }
     claims.extend(hosts.into_iter().map(|(host, public)| {
         let targets = targets.clone();
-        Claim { host: host.into(), public, of_tag, targets }
+        Claim { host: host.into(), public, of_tag, http: HttpProtocol::Enabled, targets }
     }));
 }
 
@@ -220,6 +225,8 @@ pub struct Entry<R> {
     pub inside: Arc<Targets<R>>,
     /// Whether the public's way is a DomainMapping's.
     pub mapped: bool,
+    /// What the public gets without TLS.
+    pub http: HttpProtocol,
 }
 
 /// What a Route names, and what that is.
@@ -227,14 +234,16 @@ type Resolved<'r, R> = (&'r Arc<Targets<RevisionId>>, Arc<Targets<R>>);
 /// Hosts whose hashes begin alike, each with its hash, so that others are passed over without a look at their names.
 type Bucket<R> = Box<[(u64, Arc<str>, Arc<Entry<R>>)]>;
 /// Claims of one host, each with whether it is public; the first one is served.
-type Claims<R> = BTreeMap<(bool, RouteId), (bool, Arc<Targets<R>>)>;
+type Claims<R> = BTreeMap<(bool, RouteId), (bool, HttpProtocol, Arc<Targets<R>>)>;
+/// Where a host leads that leads where another one does, and what it gets without TLS if not the same.
+type Alias = (Arc<str>, Option<HttpProtocol>);
 
 struct Writer<R> {
     /// What each Route claims.
     routes: HashMap<RouteId, Vec<Claim>>,
     claims: HashMap<Arc<str>, Claims<R>>,
     /// Hosts that lead where others lead.
-    aliases: HashMap<Arc<str>, Arc<str>>,
+    aliases: HashMap<Arc<str>, Alias>,
     /// The same, from the other end.
     aliases_of: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
 }
@@ -243,14 +252,16 @@ impl<R> Writer<R> {
     /// How a host is served.
     fn entry(&self, host: &str) -> Option<Entry<R>> {
         let of = |host: &str| self.claims.get(host).map(|claims| claims.values()).into_iter().flatten();
-        let public = of(host).find(|(public, _)| *public).map(|(_, targets)| targets.clone());
-        let inside = of(host).next().map(|(_, targets)| targets.clone());
+        let public = of(host).find(|(public, ..)| *public).map(|(_, http, targets)| (*http, targets.clone()));
+        let inside = of(host).next().map(|(.., targets)| targets.clone());
         let alias = self.aliases.get(host).filter(|_| public.is_none());
-        let alias = alias.and_then(|target| of(target).next()).map(|(_, targets)| targets.clone());
+        let alias = alias.and_then(|(target, own)| {
+            of(target).next().map(|(_, http, targets)| (own.unwrap_or(*http), targets.clone()))
+        });
         let mapped = alias.is_some();
-        let public = public.or(alias);
+        let (http, public) = public.or(alias).map_or((HttpProtocol::Enabled, None), |(http, to)| (http, Some(to)));
         let inside = inside.or_else(|| public.clone())?;
-        Some(Entry { public, inside, mapped })
+        Some(Entry { public, inside, mapped, http })
     }
 }
 
@@ -295,7 +306,7 @@ impl<R: Clone> Table<R> {
         // The hosts of one Route share their turns.
         let mut resolved: Vec<Resolved<'_, R>> = Vec::new();
         for (claim, removed) in before.iter().zip(removed) {
-            if let Some((_, targets)) = removed
+            if let Some((.., targets)) = removed
                 && let Some(same) = claims.iter().find(|new| new.of_tag == claim.of_tag && new.targets == claim.targets)
                 && !resolved.iter().any(|(of, _)| Arc::ptr_eq(of, &same.targets))
             {
@@ -311,7 +322,7 @@ impl<R: Clone> Table<R> {
                 targets
             });
             let of_host = writer.claims.entry(claim.host.clone()).or_default();
-            of_host.entry((claim.of_tag, route.clone())).or_insert((claim.public, targets));
+            of_host.entry((claim.of_tag, route.clone())).or_insert((claim.public, claim.http, targets));
         }
         let touched = before.iter().chain(claims).map(|claim| claim.host.clone()).collect();
         if !claims.is_empty() {
@@ -320,18 +331,19 @@ impl<R: Clone> Table<R> {
         self.publish(&mut writer, touched);
     }
 
-    /// Lets the public reach under `host` what `target` leads to, a name inside the cluster; `None` ends that.
-    pub fn alias(&self, host: &str, target: Option<&str>) {
+    /// Lets the public reach under `host` what `target` leads to, a name inside the cluster; `None` ends that. Without
+    /// `http` the host's requests without TLS get what the target's get.
+    pub fn alias(&self, host: &str, target: Option<&str>, http: Option<HttpProtocol>) {
         let host: Arc<str> = host.into();
         let mut writer = self.writer.lock();
         let present = writer.aliases.remove(&host);
-        if present.as_deref() == target {
+        if present.as_ref().map(|(target, http)| (&**target, *http)) == target.map(|target| (target, http)) {
             if let Some(present) = present {
                 writer.aliases.insert(host, present);
             }
             return;
         }
-        if let Some(present) = present
+        if let Some((present, _)) = present
             && let Some(hosts) = writer.aliases_of.get_mut(&present)
         {
             hosts.remove(&host);
@@ -341,7 +353,7 @@ impl<R: Clone> Table<R> {
         }
         if let Some(target) = target.map(Arc::<str>::from) {
             writer.aliases_of.entry(target.clone()).or_default().insert(host.clone());
-            writer.aliases.insert(host.clone(), target);
+            writer.aliases.insert(host.clone(), (target, http));
         }
         self.publish(&mut writer, vec![host]);
     }
@@ -511,6 +523,7 @@ mod tests {
             host: "a-b.ns.localhost".into(),
             public: true,
             of_tag,
+            http: HttpProtocol::Enabled,
             targets: Arc::new(Targets::new(vec![(1, RevisionId::new("ns", revision))], vec![], 0)),
         };
         let (tag, name) = (RouteId::new("ns", "b"), RouteId::new("ns", "z"));
@@ -534,6 +547,7 @@ mod tests {
             host: host.into(),
             public,
             of_tag: false,
+            http: HttpProtocol::Enabled,
             targets: Arc::new(Targets::new(vec![(1, RevisionId::new("ns", revision))], vec![], 0)),
         };
         // What the public gets, and what pods get.
@@ -546,7 +560,7 @@ mod tests {
         let both = |name: &str| (Some(name.to_owned()), name.to_owned());
         let nothing = (None, String::new());
         let (a, b, other) = (RouteId::new("ns", "a"), RouteId::new("ns", "b"), RouteId::new("com", "shop"));
-        table.alias("shop.com", Some("a.ns.svc.cluster.local"));
+        table.alias("shop.com", Some("a.ns.svc.cluster.local"), None);
         assert_eq!(served("shop.com"), nothing, "its target does not exist yet");
         table.set(&a, &[claim("a.ns.svc.cluster.local", false, "a-1")], Clone::clone);
         assert_eq!(served("shop.com"), both("a-1"));
@@ -554,7 +568,7 @@ mod tests {
         table.set(&a, &[claim("a.ns.svc.cluster.local", false, "a-2")], Clone::clone);
         assert_eq!(served("shop.com"), both("a-2"), "it follows");
         table.set(&b, &[claim("b.ns.svc.cluster.local", false, "b-1")], Clone::clone);
-        table.alias("shop.com", Some("b.ns.svc.cluster.local"));
+        table.alias("shop.com", Some("b.ns.svc.cluster.local"), None);
         assert_eq!(served("shop.com"), both("b-1"));
         table.set(&a, &[], Clone::clone);
         assert_eq!(served("shop.com"), both("b-1"), "what it left behind is nothing to it");
@@ -565,9 +579,33 @@ mod tests {
         assert_eq!(served("shop.com"), both("outside"), "a Route's host is the Route's");
         table.set(&other, &[], Clone::clone);
         assert_eq!(served("shop.com"), both("b-1"));
-        table.alias("shop.com", None);
+        table.alias("shop.com", None, None);
         assert_eq!(served("shop.com"), nothing);
         assert!(table.writer.lock().aliases_of.is_empty());
+    }
+
+    #[test]
+    fn what_comes_without_tls_gets_what_the_annotation_says_or_the_setting() {
+        let redirected = [("http-protocol".to_owned(), "redirected".to_owned())].into();
+        let settings = [Network::default(), Network::parse(&redirected).unwrap()];
+        let of = |annotations: Value| {
+            let mut route = route("hello", json!({}), canary());
+            route.metadata.annotations = serde_json::from_value(annotations).unwrap();
+            settings.each_ref().map(|settings| hosts_of(&route, settings)[0].http)
+        };
+        use HttpProtocol::{Enabled, Redirected};
+        assert_eq!(of(json!({})), [Enabled, Redirected]);
+        assert_eq!(of(json!({"networking.knative.dev/http-protocol": "Redirected"})), [Redirected, Redirected]);
+        assert_eq!(of(json!({"networking.knative.dev/httpOption": "enabled"})), [Enabled, Enabled]);
+
+        let table = Table::new(1);
+        let claim = &hosts_of(&route("hello", json!({}), canary()), &settings[1]);
+        table.set(&RouteId::new("ns", "hello"), claim, Clone::clone);
+        let http = |host: &str| table.get(host).unwrap().http;
+        table.alias("shop.com", Some("hello.ns.svc.cluster.local"), None);
+        assert_eq!((http("hello.ns.localhost"), http("shop.com")), (Redirected, Redirected));
+        table.alias("shop.com", Some("hello.ns.svc.cluster.local"), Some(Enabled));
+        assert_eq!((http("hello.ns.localhost"), http("shop.com")), (Redirected, Enabled));
     }
 
     #[test]

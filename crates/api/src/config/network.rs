@@ -21,7 +21,7 @@ pub const KEYS: &[Key] = &[
     idle("external-domain-tls", "Disabled", "certificates for public domains"),
     idle("cluster-local-domain-tls", "Disabled", "certificates inside the cluster"),
     idle("system-internal-tls", "Disabled", "TLS between the gateway and instances"),
-    idle("http-protocol", "Enabled", "what plain HTTP gets: Enabled, Redirected or Disabled"),
+    key("http-protocol", "Enabled", "what plain HTTP gets: Enabled, Redirected or Disabled"),
     idle("ingress-class", "", "the gateway is Colibri's own"),
     idle("certificate-class", "", "who makes certificates"),
     idle("namespace-wildcard-cert-selector", "", "namespaces with a certificate for all their hosts"),
@@ -64,6 +64,28 @@ pub struct Network {
     pub rollout_duration: Duration,
     /// `autocreate-cluster-domain-claims`. Default false.
     pub autocreate_claims: bool,
+    /// `http-protocol`. Default `Enabled`.
+    pub http_protocol: HttpProtocol,
+}
+
+/// What a request without TLS for a public host gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HttpProtocol {
+    /// The answer.
+    #[default]
+    Enabled,
+    /// A redirect to HTTPS.
+    Redirected,
+    /// 403.
+    Disabled,
+}
+
+impl HttpProtocol {
+    /// Reads a value, in any case.
+    pub fn parse(text: &str) -> Option<Self> {
+        let known = [("enabled", Self::Enabled), ("redirected", Self::Redirected), ("disabled", Self::Disabled)];
+        known.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, value)| value)
+    }
 }
 
 impl Default for Network {
@@ -97,7 +119,6 @@ impl Network {
             ("external-domain-tls", "Enabled or Disabled"),
             ("cluster-local-domain-tls", "Enabled or Disabled"),
             ("system-internal-tls", "Enabled or Disabled"),
-            ("http-protocol", "Enabled, Redirected or Disabled"),
             ("mesh-compatibility-mode", "auto, enabled or disabled"),
         ] {
             read.value(key, (), wanted, |text| {
@@ -126,6 +147,12 @@ impl Network {
             })?,
             rollout_duration: Duration::from_secs(u64::try_from(seconds).unwrap_or_default()),
             autocreate_claims: read.truth("autocreate-cluster-domain-claims", false)?,
+            http_protocol: read.value(
+                "http-protocol",
+                HttpProtocol::Enabled,
+                "Enabled, Redirected or Disabled",
+                HttpProtocol::parse,
+            )?,
         })
     }
 

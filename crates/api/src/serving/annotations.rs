@@ -145,6 +145,9 @@ pub const NETWORKING: &[&str] = &[
     "networking.knative.dev/http-protocol",
 ];
 
+/// What requests without TLS get: `Enabled`, `Redirected` or `Disabled`.
+pub const HTTP_PROTOCOL: Spellings = &["networking.knative.dev/http-protocol", "networking.knative.dev/httpOption"];
+
 /// The value of an annotation in whichever spelling it is there.
 pub fn value(annotations: &BTreeMap<String, String>, spellings: Spellings) -> Option<&str> {
     spellings.iter().find_map(|key| annotations.get(*key)).map(String::as_str)

@@ -78,6 +78,8 @@ fn gateway() -> Account {
             rule(SERVING, &["domainmappings", "revisions", "routes"], &["list", "watch"]),
             rule(CLAIMS, &["clusterdomainclaims"], &["list", "watch"]),
             rule("", &["pods"], &["list", "watch"]),
+            // Certificates of mapped domains: it asks for those of the type kubernetes.io/tls.
+            rule("", &["secrets"], &["list", "watch"]),
         ],
         within: (
             api::SYSTEM_NAMESPACE,

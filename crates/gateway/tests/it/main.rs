@@ -10,6 +10,7 @@ mod fake_api;
 mod protocols;
 mod recorder;
 mod timeouts;
+mod tls;
 mod world;
 
 use std::net::Ipv4Addr;

@@ -63,12 +63,19 @@ pub struct World {
     pub autoscaler: Arc<Autoscaler>,
     pub public: SocketAddr,
     pub inside: SocketAddr,
+    /// The HTTPS listener, of a world that has one.
+    pub tls: Option<SocketAddr>,
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
 }
 
 impl World {
     pub async fn start(config: Config) -> Self {
+        Self::start_with(config, None).await
+    }
+
+    /// With an HTTPS listener if there is TLS for one.
+    pub async fn start_with(config: Config, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         let api = FakeApi::new();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let caches = Caches::new(api.client(), tasks.clone(), stop.clone());
@@ -76,12 +83,18 @@ impl World {
         let inside = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addresses = (public.local_addr().unwrap(), inside.local_addr().unwrap());
         let autoscaler = Arc::new(Autoscaler::default());
-        let listeners = vec![
+        let mut listeners = vec![
             Listener { socket: public, kind: ListenerKind::Public },
             Listener { socket: inside, kind: ListenerKind::PodNetwork },
         ];
+        let mut secure = None;
+        if let Some(tls) = tls {
+            let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            secure = Some(socket.local_addr().unwrap());
+            listeners.push(Listener { socket, kind: ListenerKind::Tls(tls) });
+        }
         let gateway = Gateway::start(config, caches, autoscaler.clone(), listeners, tasks.clone(), stop.clone());
-        Self { api, gateway, autoscaler, public: addresses.0, inside: addresses.1, stop, tasks }
+        Self { api, gateway, autoscaler, public: addresses.0, inside: addresses.1, tls: secure, stop, tasks }
     }
 
     /// A Revision `name-1`, a Route `name` to it, and its programming awaited.

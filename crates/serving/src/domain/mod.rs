@@ -13,6 +13,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::serving::Route;
 use api::serving::annotations::{AUTOCREATED_LABEL, VISIBILITY_LABEL};
@@ -20,6 +21,7 @@ use api::serving::domain::{ClusterDomainClaim, DomainMapping, Reference};
 use base::MappingId;
 use client::queue::Outcome;
 use client::{Change, ObjectKey};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt};
 use parking_lot::Mutex;
 
@@ -27,6 +29,9 @@ use crate::context::Context;
 use crate::meta::{controller, is_deleted};
 use crate::served::version_of;
 use crate::write::{Write, WriteError};
+
+/// How often a Secret is looked at that cannot be used.
+const SECRET_LOOKS: Duration = Duration::from_secs(5);
 
 /// Which domains are mapped, and which hosts the Routes have: what a change of one means for the others.
 #[derive(Default)]
@@ -56,6 +61,8 @@ struct Observed {
     occupant: Option<ObjectKey>,
     /// Whether the gateway serves this generation.
     served: bool,
+    /// What the certificate lacks that the mapping names.
+    certificate: Result<(), String>,
 }
 
 /// An object that a reference names.
@@ -78,7 +85,7 @@ fn observe(context: &Context, key: &ObjectKey) -> Option<Observed> {
     let referent = find(context, &mapping.spec.reference, &key.namespace).unwrap_or(Referent::Missing);
     let occupant = of_name(&context.domains.routed, &key.name).into_iter().next();
     let served = context.served_mappings.holds(key, &version_of(mapping.as_ref()));
-    Some(Observed { mapping, claim, referent, occupant, served })
+    Some(Observed { mapping, claim, referent, occupant, served, certificate: Ok(()) })
 }
 
 /// Looks in the mapping's namespace, whatever the reference says.
@@ -104,11 +111,14 @@ fn find(context: &Context, reference: &Reference, namespace: &str) -> Option<Ref
 
 /// Brings one DomainMapping's claim and status up to date.
 pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<Outcome, WriteError> {
-    let Some(observed) = observe(&context, &key) else {
+    let Some(mut observed) = observe(&context, &key) else {
         context.served_mappings.forget(&key);
         release(&context, &key).await?;
         return Ok(Outcome::Done);
     };
+    if let Some(tls) = &observed.mapping.spec.tls {
+        observed.certificate = look_at_secret(&context, &key.namespace, &tls.secret_name).await?;
+    }
     let plan = plan::plan(&observed, &context.config.addresses, &context.live.get().network, context.now());
     if !plan.routed {
         context.served_mappings.forget(&key);
@@ -121,7 +131,24 @@ pub(crate) async fn reconcile(context: Arc<Context>, key: ObjectKey) -> Result<O
             context.gateway.mapped(MappingId::new(&key.namespace, &key.name), generation)
         });
     }
-    Ok(Outcome::Done)
+    // Secrets are not watched here, since most of them are nobody's business.
+    Ok(if observed.certificate.is_ok() { Outcome::Done } else { Outcome::After(SECRET_LOOKS) })
+}
+
+/// What a Secret lacks to be a domain's certificate, in the words of the condition.
+async fn look_at_secret(context: &Context, namespace: &str, name: &str) -> Result<Result<(), String>, WriteError> {
+    let secrets = Api::<Secret>::namespaced(context.client.clone(), namespace);
+    let found = secrets.get_opt(name).await;
+    let found =
+        found.map_err(|source| WriteError::Refused { write: format!("get Secret {namespace}/{name}"), source })?;
+    let Some(secret) = found else { return Ok(Err(format!("Secret {name:?} not found"))) };
+    let kind = secret.type_.as_deref().unwrap_or_default();
+    if kind != "kubernetes.io/tls" {
+        return Ok(Err(format!("Secret {name:?} is of type {kind:?}, not kubernetes.io/tls")));
+    }
+    let holds = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).is_some_and(|text| !text.0.is_empty());
+    let lacks = ["tls.crt", "tls.key"].into_iter().find(|key| !holds(key));
+    Ok(lacks.map_or(Ok(()), |key| Err(format!("Secret {name:?} has no {key}"))))
 }
 
 /// Deletes the claim that was made for a mapping that is gone.

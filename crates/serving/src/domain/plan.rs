@@ -104,7 +104,10 @@ fn status(
     let is_new = status.observed_generation != mapping.metadata.generation;
     let mut conditions = Conditions::resume(DOMAIN_MAPPING_DEPENDENTS, std::mem::take(&mut status.conditions), now);
     status.observed_generation = mapping.metadata.generation;
-    status.url = Some(url(&domain, addresses, network));
+    status.url = Some(match mapping.spec.tls {
+        Some(_) => format!("https://{domain}"),
+        None => url(&domain, addresses, network),
+    });
     status.address = Some(Addressable { url: status.url.clone() });
     let not_configured = |conditions: &mut Conditions| {
         conditions.mark_unknown(INGRESS_READY, "IngressNotConfigured", "Ingress has not yet been reconciled.");
@@ -132,12 +135,19 @@ fn status(
         status.conditions = conditions.into_list();
         return (status, false);
     }
-    if mapping.spec.tls.is_some() {
-        let message =
-            "spec.tls is not supported yet: HTTPS has a certificate of the platform's own CA. Remove spec.tls";
-        conditions.mark_false(CERTIFICATE_PROVISIONED, "TLSNotSupported", message);
-    } else {
-        conditions.mark_true_with(CERTIFICATE_PROVISIONED, "TLSNotEnabled", "external-domain-tls is not enabled");
+    match (&mapping.spec.tls, &observed.certificate) {
+        (None, _) => {
+            conditions.mark_true_with(CERTIFICATE_PROVISIONED, "TLSNotEnabled", "external-domain-tls is not enabled");
+        }
+        (Some(_), Ok(())) => {
+            let message = "TLS certificate was provided externally";
+            conditions.mark_true_with(CERTIFICATE_PROVISIONED, "CertificateExternallyProvided", message);
+        }
+        (Some(_), Err(lacks)) => {
+            let message =
+                format!("{lacks}; spec.tls.secretName names a Secret of type kubernetes.io/tls beside the mapping");
+            conditions.mark_false(CERTIFICATE_PROVISIONED, "CertificateNotUsable", &message);
+        }
     }
     match resolve(observed, addresses) {
         Err(why) => {

@@ -20,6 +20,7 @@ fn given() -> Observed {
         referent: found("http://hello.default.svc.cluster.local", true),
         occupant: None,
         served: false,
+        certificate: Ok(()),
     }
 }
 
@@ -264,10 +265,17 @@ fn the_gateway_serves_routes_only_and_their_own_hosts_first() {
 }
 
 #[test]
-fn a_certificate_that_is_not_used_is_not_called_provisioned() {
-    let tls = mapping("serving.knative.dev/v1", "Service", "default", json!({"secretName": "cert"}));
-    let (mapping, _) = written(&Observed { mapping: Arc::new(tls), served: true, ..given() }, false);
-    assert!(conditions(&mapping)[0].starts_with("CertificateProvisioned=False TLSNotSupported: "));
+fn a_certificate_of_the_mappings_own() {
+    let tls = Arc::new(mapping("serving.knative.dev/v1", "Service", "default", json!({"secretName": "cert"})));
+    let good = Observed { mapping: tls, served: true, ..given() };
+    let (mapping, _) = written(&after(&Observed { served: false, ..good.clone() }, false), false);
+    let external = "CertificateProvisioned=True CertificateExternallyProvided: TLS certificate was provided externally";
+    assert_eq!(conditions(&mapping)[0], external);
+    assert_eq!(mapping.status.as_ref().unwrap().url.as_deref(), Some("https://app.example.com"));
+    let bad = Observed { certificate: Err("Secret \"cert\" not found".to_owned()), ..good };
+    let (mapping, _) = written(&bad, false);
+    let why = "CertificateProvisioned=False CertificateNotUsable: Secret \"cert\" not found; ";
+    assert!(conditions(&mapping)[0].starts_with(why), "{:?}", conditions(&mapping));
     assert_eq!(ready(&mapping), ConditionStatus::False);
 }
 
