@@ -19,7 +19,7 @@ async fn settings_count_without_a_restart_and_bad_ones_are_refused() -> Result<(
     let mut platform = Platform::start(Options::default()).await?;
     platform.load_hello().await?;
     let listed = async || platform.kubectl(&["-n", "colibri-system", "get", "configmaps", "-o", "name"]).await?.ok();
-    until(SOON, listed, |names| names.matches("/config-").count() == 8).await?;
+    until(SOON, listed, |names| names.matches("/config-").count() == 9).await?;
     refusals(&platform).await?;
 
     // A service made by the defaults of the platform.

@@ -1,12 +1,13 @@
 //! Mapped domains: who may have one, where it leads, and that it ends.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use e2e::{Options, Platform, cannot_run};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{SOON, hello_service};
+use crate::{SOON, hello_service, until};
 
 const CLAIM: &str = "apiVersion: networking.internal.knative.dev/v1alpha1
 kind: ClusterDomainClaim
@@ -74,7 +75,7 @@ async fn ready(platform: &Platform, namespace: &str, domain: &str) -> Result<()>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_domain_leads_where_its_owner_wants() -> Result<()> {
-    if cannot_run(&["kubectl"]).is_some() {
+    if cannot_run(&["kubectl", "curl"]).is_some() {
         return Ok(());
     }
     let mut platform = Platform::start(Options::default()).await?;
@@ -125,6 +126,7 @@ async fn a_domain_leads_where_its_owner_wants() -> Result<()> {
 
     claims_by_themselves(&platform).await?;
     by_the_command_line(&platform).await?;
+    with_a_certificate_of_its_own(&platform).await?;
     platform.stop().await
 }
 
@@ -165,4 +167,53 @@ async fn by_the_command_line(platform: &Platform) -> Result<()> {
     let deleted = platform.colibri(&["domain", "delete", "cli.example.com", "back.default.localhost"]).await?;
     ensure!(deleted.code == 0, "{}", deleted.text());
     until_answered_by(platform, "cli.example.com", "404").await
+}
+
+/// By HTTPS, with the certificate that a Secret holds now.
+async fn with_a_certificate_of_its_own(platform: &Platform) -> Result<()> {
+    const DOMAIN: &str = "secure.example.com";
+    let secured = mapping(DOMAIN, "default", "front") + "  tls: {secretName: secure}\n";
+    platform.apply(&secured).await?;
+    let url = async || {
+        let object = platform.object("dm", DOMAIN).await?;
+        Ok(object["status"]["url"].as_str().unwrap_or_default().to_owned())
+    };
+    until(SOON, url, |url| url.starts_with("https://")).await?;
+    let mut last = None;
+    for _ in 0..2 {
+        let key = rcgen::KeyPair::generate()?;
+        let certificate = rcgen::CertificateParams::new([DOMAIN.to_owned()])?.self_signed(&key)?;
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "secure"}, "type": "kubernetes.io/tls",
+            "stringData": {"tls.crt": certificate.pem(), "tls.key": key.serialize_pem()},
+        });
+        platform.apply(&secret.to_string()).await?;
+        ready(platform, "default", DOMAIN).await?;
+        let answer =
+            async || Ok(by_https(platform, DOMAIN, &certificate.pem()).await.unwrap_or_else(|error| error.to_string()));
+        until(SOON, answer, |answer| answer.contains(" from front-00001")).await?;
+        // Nobody who trusts the last one alone is answered any more.
+        if let Some(last) = last.replace(certificate.pem()) {
+            ensure!(by_https(platform, DOMAIN, &last).await.is_err());
+        }
+    }
+    Ok(())
+}
+
+/// What a client gets that trusts nothing but that certificate.
+async fn by_https(platform: &Platform, domain: &str, trusted: &str) -> Result<String> {
+    let gateway = platform.endpoint("gateway_tls");
+    let address: SocketAddr = gateway.trim_start_matches("https://").parse()?;
+    let file = platform.scratch().join("trusted.pem");
+    tokio::fs::write(&file, trusted).await?;
+    let output = tokio::process::Command::new("curl")
+        .args(["--silent", "--show-error", "--fail", "--max-time", "20", "--cacert"])
+        .arg(&file)
+        .arg("--resolve")
+        .arg(format!("{domain}:{}:{}", address.port(), address.ip()))
+        .arg(format!("https://{domain}:{}/", address.port()))
+        .output()
+        .await?;
+    ensure!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
