@@ -172,7 +172,7 @@ async fn by_the_command_line(platform: &Platform) -> Result<()> {
 /// By HTTPS, with the certificate that a Secret holds now.
 async fn with_a_certificate_of_its_own(platform: &Platform) -> Result<()> {
     const DOMAIN: &str = "secure.example.com";
-    let secured = mapping(DOMAIN, "default", "front") + "  tls: {secretName: secure}\n";
+    let secured = mapping(DOMAIN, "default", "front").replace("spec: {", "spec: {tls: {secretName: secure}, ");
     platform.apply(&secured).await?;
     let url = async || {
         let object = platform.object("dm", DOMAIN).await?;
