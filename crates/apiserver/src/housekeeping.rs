@@ -24,9 +24,7 @@ impl ApiServer {
             while stop.run_until_cancelled(tokio::time::sleep(PERIOD)).await.is_some() {
                 let Some(server) = server.upgrade() else { return };
                 server.expire_events(Timestamp::now()).await;
-                if server.store.forget_old(Instant::now()) > 0 {
-                    give_memory_back();
-                }
+                server.store.forget_old(Instant::now());
             }
         });
     }
@@ -66,15 +64,6 @@ pub(crate) fn path_of(def: &ResourceDef, key: &str) -> String {
     match key.split_once('/') {
         Some((namespace, name)) => format!("{base}/namespaces/{namespace}/{}/{name}", def.plural),
         None => format!("{base}/{}/{key}", def.plural),
-    }
-}
-
-/// Hands free memory back to the system, which the C library would keep for later.
-fn give_memory_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        // SAFETY: malloc_trim has no preconditions.
-        unsafe { libc::malloc_trim(0) };
     }
 }
 
