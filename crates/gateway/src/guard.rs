@@ -39,7 +39,7 @@ const LINGER_BYTES: usize = 1024 * 1024;
 
 /// What a connection and the service on it tell each other.
 #[derive(Default)]
-pub struct Session(Mutex<Told>);
+pub struct Dialogue(Mutex<Told>);
 
 #[derive(Default)]
 struct Told {
@@ -56,7 +56,7 @@ struct Told {
     waker: Option<Waker>,
 }
 
-impl Session {
+impl Dialogue {
     /// A request comes out of the codec; why it is refused, if it is.
     pub fn begin(self: &Arc<Self>) -> (Open, Option<Failure>) {
         let mut told = self.0.lock();
@@ -80,7 +80,7 @@ impl Session {
 }
 
 /// A request whose response has not ended.
-pub struct Open(Arc<Session>);
+pub struct Open(Arc<Dialogue>);
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -123,7 +123,7 @@ pub struct Guarded<S> {
     stream: S,
     limits: Arc<ClientLimits>,
     framing: Framing,
-    session: Arc<Session>,
+    dialogue: Arc<Dialogue>,
     /// Bytes that were read and not handed on.
     held: Vec<u8>,
     /// So many of them may be.
@@ -148,7 +148,7 @@ struct Waiting {
 
 impl<S: Duplex> Guarded<S> {
     /// Guards a connection of which nothing was read.
-    pub fn new(stream: S, limits: Arc<ClientLimits>, session: Arc<Session>) -> Self {
+    pub fn new(stream: S, limits: Arc<ClientLimits>, dialogue: Arc<Dialogue>) -> Self {
         let framing = Framing::new(Limits {
             head_bytes: limits.head_bytes,
             fields: limits.header_fields,
@@ -161,7 +161,7 @@ impl<S: Duplex> Guarded<S> {
             stream,
             limits,
             framing,
-            session,
+            dialogue,
             held: Vec::new(),
             ready: 0,
             refused: false,
@@ -264,7 +264,7 @@ impl<S: Duplex> Guarded<S> {
     fn rescan_undecided(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.decide();
         if self.framing.is_undecided() {
-            self.session.0.lock().waker = Some(cx.waker().clone());
+            self.dialogue.0.lock().waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
         self.rescan();
@@ -276,7 +276,7 @@ impl<S: Duplex> Guarded<S> {
         if !self.framing.is_undecided() {
             return;
         }
-        let told = self.session.0.lock();
+        let told = self.dialogue.0.lock();
         if told.answered == self.framing.requests() {
             self.framing.decide(told.tunnel);
         }
@@ -299,7 +299,7 @@ impl<S: Duplex> Guarded<S> {
 
     /// Lets a request of our own take the place of what is held.
     fn refuse(&mut self, failure: Failure) {
-        self.session.0.lock().refused = Some((self.framing.requests(), failure));
+        self.dialogue.0.lock().refused = Some((self.framing.requests(), failure));
         self.held.truncate(self.ready);
         self.held.extend_from_slice(STAND_IN);
         self.ready = self.held.len();
@@ -313,7 +313,7 @@ impl<S: Duplex> Guarded<S> {
             Expected::Anything => return None,
             Expected::Head => self.limits.header_timeout,
             Expected::Body => self.limits.body_timeout,
-            Expected::Request | Expected::Frames if self.session.0.lock().open > 0 => return None,
+            Expected::Request | Expected::Frames if self.dialogue.0.lock().open > 0 => return None,
             Expected::Request | Expected::Frames => self.limits.idle_timeout,
         };
         Some((expected, limit))

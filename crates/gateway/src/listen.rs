@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use crate::guard::{Guarded, Held, Session};
+use crate::guard::{Dialogue, Guarded, Held};
 use crate::headers::Peer;
 use crate::proxy::{Audience, Proxy};
 use crate::transport::Duplex;
@@ -105,20 +105,20 @@ async fn connection(stream: TcpStream, peer: SocketAddr, kind: ListenerKind, pro
 
 async fn serve(stream: impl Duplex, peer: SocketAddr, tls: bool, audience: Audience, proxy: Arc<Proxy>) {
     let (stop, abort) = (proxy.shared.stop.clone(), proxy.shared.abort.clone());
-    let (limits, session) = (proxy.shared.clients.limits(), Arc::new(Session::default()));
+    let (limits, dialogue) = (proxy.shared.clients.limits(), Arc::new(Dialogue::default()));
     let (builder, trusted) = (builder(&limits), limits.trusts(peer.ip()));
-    let stream = Guarded::new(stream, limits, session.clone());
+    let stream = Guarded::new(stream, limits, dialogue.clone());
     let of_peer = Arc::new((Peer::new(peer.ip(), tls, trusted), proxy));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (of_peer, session) = (of_peer.clone(), session.clone());
+        let (of_peer, dialogue) = (of_peer.clone(), dialogue.clone());
         async move {
             let (peer, proxy) = of_peer.as_ref();
-            let (open, refused) = session.begin();
+            let (open, refused) = dialogue.begin();
             let response = match refused {
                 None => proxy.serve(peer, audience, request).await,
                 Some(failure) => proxy.refuse(&failure),
             };
-            session.answered(response.status() == StatusCode::SWITCHING_PROTOCOLS);
+            dialogue.answered(response.status() == StatusCode::SWITCHING_PROTOCOLS);
             Ok::<_, Infallible>(response.map(|body| Held::new(body, open)))
         }
     });

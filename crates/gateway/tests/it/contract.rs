@@ -37,7 +37,7 @@ async fn the_platforms_own_headers_are_the_platforms() {
     assert_eq!(seen.iter().filter(reserved).collect::<Vec<_>>(), [&"k-own: kept"], "{seen:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn probes_are_no_requests() {
     let world = World::start(seeded(1)).await;
     let workload = Workload::start(172, 0, head).await;

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use client::link::GatewayLink;
 use futures::future::join_all;
 use gateway::Config;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -32,7 +32,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use world::{CONFIG_MAPS, PODS, REVISIONS, ROUTES, Workload, World, full, pod, request, revision, send, text, until};
+use world::{
+    CONFIG_MAPS, PODS, REVISIONS, ROUTES, Workload, World, echo, full, pod, request, revision, send, text, until,
+};
 
 fn seeded(seed: u64) -> Config {
     Config { seed, grace: Duration::from_secs(5), ..Config::default() }
@@ -196,18 +198,7 @@ async fn an_upgrade_is_tunnelled_and_counts_as_in_flight() {
     let world = World::start(seeded(1)).await;
     let workload = Workload::start(51, 0, |request| async {
         assert_eq!(request.headers()["upgrade"], "echo");
-        tokio::spawn(async {
-            let mut stream = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
-            let mut buffer = [0; 4];
-            while stream.read_exact(&mut buffer).await.is_ok() {
-                stream.write_all(&buffer).await.unwrap();
-            }
-        });
-        let mut response = full("");
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
-        response.headers_mut().insert("upgrade", HeaderValue::from_static("echo"));
-        response
+        echo(request, "echo")
     })
     .await;
     world.service("ws", workload.port, json!({"containerConcurrency": 1})).await;

@@ -7,14 +7,13 @@ use http::{HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
 use crate::seeded;
-use crate::world::{Body, PODS, Workload, World, bytes, endless, full, http2, pod, raw_workload, request, send, text};
+use crate::world::{Body, PODS, Workload, World, bytes, echo, endless, http2, pod, raw_workload, request, send, text};
 
 /// What the path asks for: each begins at once and never ends.
 async fn never_ends(request: Request<Incoming>) -> Response<Body> {
@@ -150,18 +149,7 @@ async fn a_websocket_may_be_silent_until_the_revisions_timeout() {
     let world = World::start(seeded(1)).await;
     let workload = Workload::start(157, 0, |request| async {
         sleep(Duration::from_secs(3)).await;
-        tokio::spawn(async {
-            let mut stream = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
-            let mut buffer = [0; 4];
-            while stream.read_exact(&mut buffer).await.is_ok() {
-                stream.write_all(&buffer).await.unwrap();
-            }
-        });
-        let mut response = full("");
-        *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
-        response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
-        response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
-        response
+        echo(request, "websocket")
     })
     .await;
     let spec = json!({"timeoutSeconds": 20, "responseStartTimeoutSeconds": 1, "idleTimeoutSeconds": 1});

@@ -12,7 +12,7 @@ use client::cache::Caches;
 use client::link::{AutoscalerLink, Stat};
 use futures::future::BoxFuture;
 use gateway::{Config, Gateway, Listener, ListenerKind};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -243,6 +243,22 @@ pub async fn text(response: Response<Incoming>) -> String {
 
 pub fn full(text: impl Into<String>) -> Response<Body> {
     Response::new(Full::new(Bytes::from(text.into())).boxed_unsync())
+}
+
+/// Takes an upgrade to `protocol`, and sends back what comes, four bytes at a time.
+pub fn echo(request: Request<Incoming>, protocol: &'static str) -> Response<Body> {
+    tokio::spawn(async {
+        let mut stream = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
+        let mut buffer = [0; 4];
+        while stream.read_exact(&mut buffer).await.is_ok() {
+            stream.write_all(&buffer).await.unwrap();
+        }
+    });
+    let mut response = full("");
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert("upgrade", HeaderValue::from_static(protocol));
+    response
 }
 
 type Handler = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
