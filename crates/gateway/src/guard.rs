@@ -16,13 +16,16 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use api::config::Gateway as ClientLimits;
+use futures::FutureExt;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::answer::Failure;
@@ -33,13 +36,21 @@ use crate::wire::{Expected, Framing, Limits, Scan, Stop};
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
 /// What is read into at once while a head is not complete.
 const READ_BYTES: usize = 4096;
+/// What is read at once of what comes first on a connection; it is held while the request waits.
+const OPENING_BYTES: usize = 2048;
+/// How often it is looked whether a client is gone whose request waits and whose body is not read.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long, and how much of what the client still sends, is dropped before the connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1024 * 1024;
 
 /// What a connection and the service on it tell each other.
 #[derive(Default)]
-pub struct Dialogue(Mutex<Told>);
+pub struct Dialogue {
+    told: Mutex<Told>,
+    /// Requests that wait for a slot.
+    waiting: AtomicUsize,
+}
 
 #[derive(Default)]
 struct Told {
@@ -59,7 +70,7 @@ struct Told {
 impl Dialogue {
     /// A request comes out of the codec; why it is refused, if it is.
     pub fn begin(self: &Arc<Self>) -> (Open, Option<Failure>) {
-        let mut told = self.0.lock();
+        let mut told = self.told.lock();
         let number = told.called;
         told.called += 1;
         told.open += 1;
@@ -69,13 +80,28 @@ impl Dialogue {
 
     /// The request is answered: whether the connection leaves HTTP.
     pub fn answered(&self, tunnel: bool) {
-        let mut told = self.0.lock();
+        let mut told = self.told.lock();
         told.answered += 1;
         told.tunnel = tunnel;
         if let Some(waker) = told.waker.take() {
             drop(told);
             waker.wake();
         }
+    }
+
+    /// A request waits for a slot until what is returned is dropped: the client is watched.
+    pub fn wait(&self) -> Waits<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waits(self)
+    }
+}
+
+/// A request that waits for a slot.
+pub struct Waits<'d>(&'d Dialogue);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -84,7 +110,7 @@ pub struct Open(Arc<Dialogue>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.0.lock().open -= 1;
+        self.0.told.lock().open -= 1;
     }
 }
 
@@ -121,6 +147,7 @@ impl<B: Body + Unpin> Body for Held<B> {
 /// A client's connection that lets pass what is well formed and in time.
 pub struct Guarded<S> {
     stream: S,
+    socket: fn(&S) -> Option<&TcpStream>,
     limits: Arc<ClientLimits>,
     framing: Framing,
     dialogue: Arc<Dialogue>,
@@ -136,6 +163,20 @@ pub struct Guarded<S> {
     waiting: Waiting,
     timer: Option<Pin<Box<Sleep>>>,
     lingered: usize,
+    /// Whether more was asked for, and an end would be seen.
+    reading: bool,
+    look: Option<Pin<Box<Sleep>>>,
+}
+
+/// What a connection begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// A request of HTTP/1, or what stands in for one that is refused.
+    Http1,
+    /// HTTP/2's preface.
+    Http2,
+    /// Nothing: the client is gone.
+    End,
 }
 
 /// What the connection waits for, and since when.
@@ -147,8 +188,13 @@ struct Waiting {
 }
 
 impl<S: Duplex> Guarded<S> {
-    /// Guards a connection of which nothing was read.
-    pub fn new(stream: S, limits: Arc<ClientLimits>, dialogue: Arc<Dialogue>) -> Self {
+    /// Guards a connection of which nothing was read; `socket` is the client's, if there is one.
+    pub fn new(
+        stream: S,
+        socket: fn(&S) -> Option<&TcpStream>,
+        limits: Arc<ClientLimits>,
+        dialogue: Arc<Dialogue>,
+    ) -> Self {
         let framing = Framing::new(Limits {
             head_bytes: limits.head_bytes,
             fields: limits.header_fields,
@@ -159,6 +205,7 @@ impl<S: Duplex> Guarded<S> {
         let waiting = Waiting { expected: Expected::Anything, since: Instant::now(), bytes: 0 };
         Self {
             stream,
+            socket,
             limits,
             framing,
             dialogue,
@@ -170,6 +217,54 @@ impl<S: Duplex> Guarded<S> {
             waiting,
             timer: None,
             lingered: 0,
+            reading: false,
+            look: None,
+        }
+    }
+
+    /// Reads on until it is known what the connection begins with; nothing is handed on.
+    pub fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Opening>> {
+        while self.ready == 0 {
+            if !ready!(self.read_more::<OPENING_BYTES>(cx))? {
+                return Poll::Ready(Ok(Opening::End));
+            }
+        }
+        Poll::Ready(Ok(if self.framing.is_http2() { Opening::Http2 } else { Opening::Http1 }))
+    }
+
+    /// What the connection begins with, from the start of the first request; `None` where that is refused.
+    pub fn opening(&self) -> Option<&[u8]> {
+        (!self.refused).then(|| &self.held[..self.ready])
+    }
+
+    /// Resolves when the client's socket has ended, even if not all of what came before has been read; never without a
+    /// socket.
+    pub async fn hung_up(&self) {
+        let ended = match (self.socket)(&self.stream) {
+            // Its end makes a socket ready for everything. Source: tokio, `Interest::PRIORITY`.
+            Some(socket) => socket.ready(Interest::PRIORITY).await.is_ok_and(|ready| ready.is_read_closed()),
+            None => false,
+        };
+        if !ended {
+            std::future::pending().await
+        }
+    }
+
+    /// Looks from time to time whether a client is gone that would not be missed: its request waits, and nothing is read.
+    fn look(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.reading || self.dialogue.waiting.load(Ordering::Relaxed) == 0 || (self.socket)(&self.stream).is_none() {
+            self.look = None;
+            return Ok(());
+        }
+        loop {
+            if self.hung_up().now_or_never().is_some() {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            let timer = self.look.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + LOOK_INTERVAL)));
+            if timer.as_mut().poll(cx).is_pending() {
+                return Ok(());
+            }
+            timer.as_mut().reset(Instant::now() + LOOK_INTERVAL);
         }
     }
 
@@ -181,6 +276,9 @@ impl<S: Duplex> Guarded<S> {
                 buf.put_slice(&self.held[..count]);
                 self.held.drain(..count);
                 self.ready -= count;
+                if self.held.is_empty() {
+                    self.held = Vec::new();
+                }
                 return Poll::Ready(Ok(()));
             }
             if let Some(broken) = self.broken.take() {
@@ -222,24 +320,30 @@ impl<S: Duplex> Guarded<S> {
                     return Poll::Ready(Ok(()));
                 }
             } else {
-                let mut space = [0; READ_BYTES];
-                let mut more = ReadBuf::new(&mut space);
-                match Pin::new(&mut self.stream).poll_read(cx, &mut more) {
-                    Poll::Ready(result) => result?,
-                    Poll::Pending => ready!(self.wait(cx)),
+                let more = ready!(self.read_more::<READ_BYTES>(cx))?;
+                if !more {
+                    return Poll::Ready(Ok(()));
                 }
-                if more.filled().is_empty() {
-                    self.ended = !self.refused;
-                    if self.ended {
-                        return Poll::Ready(Ok(()));
-                    }
-                    continue;
-                }
-                self.waiting.bytes += more.filled().len() as u64;
-                self.held.extend_from_slice(more.filled());
-                self.rescan();
             }
         }
+    }
+
+    /// Reads what comes beside what is held, and looks at it; false at the end.
+    fn read_more<const BYTES: usize>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut space = [0; BYTES];
+        let mut more = ReadBuf::new(&mut space);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut more) {
+            Poll::Ready(result) => result?,
+            Poll::Pending => ready!(self.wait(cx)),
+        }
+        if more.filled().is_empty() {
+            self.ended = !self.refused;
+            return Poll::Ready(Ok(!self.ended));
+        }
+        self.waiting.bytes += more.filled().len() as u64;
+        self.held.extend_from_slice(more.filled());
+        self.rescan();
+        Poll::Ready(Ok(true))
     }
 
     fn rescan(&mut self) {
@@ -264,7 +368,7 @@ impl<S: Duplex> Guarded<S> {
     fn rescan_undecided(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.decide();
         if self.framing.is_undecided() {
-            self.dialogue.0.lock().waker = Some(cx.waker().clone());
+            self.dialogue.told.lock().waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
         self.rescan();
@@ -276,7 +380,7 @@ impl<S: Duplex> Guarded<S> {
         if !self.framing.is_undecided() {
             return;
         }
-        let told = self.dialogue.0.lock();
+        let told = self.dialogue.told.lock();
         if told.answered == self.framing.requests() {
             self.framing.decide(told.tunnel);
         }
@@ -299,7 +403,7 @@ impl<S: Duplex> Guarded<S> {
 
     /// Lets a request of our own take the place of what is held.
     fn refuse(&mut self, failure: Failure) {
-        self.dialogue.0.lock().refused = Some((self.framing.requests(), failure));
+        self.dialogue.told.lock().refused = Some((self.framing.requests(), failure));
         self.held.truncate(self.ready);
         self.held.extend_from_slice(STAND_IN);
         self.ready = self.held.len();
@@ -313,7 +417,7 @@ impl<S: Duplex> Guarded<S> {
             Expected::Anything => return None,
             Expected::Head => self.limits.header_timeout,
             Expected::Body => self.limits.body_timeout,
-            Expected::Request | Expected::Frames if self.dialogue.0.lock().open > 0 => return None,
+            Expected::Request | Expected::Frames if self.dialogue.told.lock().open > 0 => return None,
             Expected::Request | Expected::Frames => self.limits.idle_timeout,
         };
         Some((expected, limit))
@@ -397,7 +501,9 @@ impl<S: Duplex> Guarded<S> {
 
 impl<S: Duplex> AsyncRead for Guarded<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.read(cx, buf)
+        let read = self.read(cx, buf);
+        self.reading = read.is_pending();
+        read
     }
 }
 
@@ -423,6 +529,7 @@ impl<S: Duplex> AsyncWrite for Guarded<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.look(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

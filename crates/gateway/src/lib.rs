@@ -9,7 +9,7 @@
 //! | [`routes`], [`throttle`], [`instance`], [`meter`], [`settings`], [`headers`], [`wire`], [`timing`], [`stage`],
 //! [`answer`] | pure |
 //! | [`revision`], [`fleet`], [`probe`], [`clients`] | shell around them |
-//! | [`proxy`], [`upstream`], [`transport`], [`body`], [`tunnel`], [`guard`], [`listen`], [`certificates`] | sockets |
+//! | [`proxy`], [`early`], [`upstream`], [`transport`], [`body`], [`tunnel`], [`guard`], [`listen`], [`certificates`] | sockets |
 //!
 //! Invariants:
 //! - an instance never has more requests than `containerConcurrency`;
@@ -23,6 +23,7 @@ pub mod body;
 pub mod certificates;
 pub mod clients;
 pub mod config;
+pub mod early;
 pub mod fleet;
 pub mod gateway;
 pub mod guard;

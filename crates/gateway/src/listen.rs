@@ -4,25 +4,29 @@
 //! and each connection ends with its requests in flight; after `abort` it ends at once.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::config::Gateway;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use crate::guard::{Dialogue, Guarded, Held};
+use crate::guard::{Dialogue, Guarded, Held, Opening};
 use crate::headers::Peer;
-use crate::proxy::{Audience, Proxy};
+use crate::proxy::{Audience, Client, Proxy};
+use crate::revision::Shared;
 use crate::transport::Duplex;
 
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,19 +63,23 @@ pub async fn accept(listener: Listener, proxy: Arc<Proxy>, connections: Arc<Sema
 /// Serves one connection without TLS until it ends; public hosts only.
 pub async fn serve_public(stream: impl Duplex, peer: SocketAddr, proxy: Arc<Proxy>) {
     let open = Open::new(proxy.clone());
-    serve(stream, peer, false, Audience::Public, proxy).await;
+    serve(stream, |_| None, peer, false, Audience::Public, proxy).await;
     drop(open);
 }
 
-fn builder(limits: &Gateway) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn http1(limits: &Gateway) -> http1::Builder {
+    let mut builder = http1::Builder::new();
     // Times, and the limits of a head, are the guard's; here they only have to be no less.
-    builder.http1().header_read_timeout(None).max_buf_size(2 * limits.head_bytes);
+    builder.header_read_timeout(None).max_buf_size(2 * limits.head_bytes);
     if limits.header_fields > Gateway::default().header_fields {
-        builder.http1().max_headers(limits.header_fields);
+        builder.max_headers(limits.header_fields);
     }
     builder
-        .http2()
+}
+
+fn http2(limits: &Gateway) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.http2_streams)
         .max_local_error_reset_streams(limits.http2_resets as usize)
@@ -90,11 +98,11 @@ async fn connection(stream: TcpStream, peer: SocketAddr, kind: ListenerKind, pro
     };
     let open = Open::new(proxy.clone());
     match kind {
-        ListenerKind::Public => serve(stream, peer, false, Audience::Public, proxy).await,
-        ListenerKind::PodNetwork => serve(stream, peer, false, Audience::PodNetwork, proxy).await,
+        ListenerKind::Public => serve(stream, |s| Some(s), peer, false, Audience::Public, proxy).await,
+        ListenerKind::PodNetwork => serve(stream, |s| Some(s), peer, false, Audience::PodNetwork, proxy).await,
         ListenerKind::Tls(config) => {
             match timeout(TLS_HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
-                Ok(Ok(stream)) => serve(stream, peer, true, Audience::Public, proxy).await,
+                Ok(Ok(stream)) => serve(stream, |s| Some(s.get_ref().0), peer, true, Audience::Public, proxy).await,
                 Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
                 Err(_) => debug!(%peer, "TLS handshake took too long"),
             }
@@ -103,40 +111,75 @@ async fn connection(stream: TcpStream, peer: SocketAddr, kind: ListenerKind, pro
     drop((open, counted));
 }
 
-async fn serve(stream: impl Duplex, peer: SocketAddr, tls: bool, audience: Audience, proxy: Arc<Proxy>) {
-    let (stop, abort) = (proxy.shared.stop.clone(), proxy.shared.abort.clone());
-    let (limits, dialogue) = (proxy.shared.clients.limits(), Arc::new(Dialogue::default()));
-    let (builder, trusted) = (builder(&limits), limits.trusts(peer.ip()));
-    let stream = Guarded::new(stream, limits, dialogue.clone());
-    let of_peer = Arc::new((Peer::new(peer.ip(), tls, trusted), proxy));
+async fn serve<S: Duplex>(
+    stream: S,
+    socket: fn(&S) -> Option<&TcpStream>,
+    peer: SocketAddr,
+    tls: bool,
+    audience: Audience,
+    proxy: Arc<Proxy>,
+) {
+    let shared = proxy.shared.clone();
+    let (limits, dialogue) = (shared.clients.limits(), Arc::new(Dialogue::default()));
+    let client = Client { peer: Peer::new(peer.ip(), tls, limits.trusts(peer.ip())), audience, dialogue };
+    let mut stream = Guarded::new(stream, socket, limits.clone(), client.dialogue.clone());
+    // Before there is a request, and while it waits, there are none of the codec's buffers.
+    let opening = tokio::select! {
+        opening = poll_fn(|cx| stream.poll_open(cx)) => opening,
+        () = shared.stop.cancelled() => return,
+    };
+    let early = match opening {
+        Ok(Opening::Http1) => tokio::select! {
+            early = proxy.prepare(&client, stream.opening()) => early,
+            () = stream.hung_up() => return,
+            () = shared.abort.cancelled() => return,
+        },
+        Ok(Opening::Http2) => None,
+        Ok(Opening::End) => return,
+        Err(error) => return debug!(%peer, %error, "client connection broke"),
+    };
+    let of_client = Arc::new((client, proxy, Mutex::new(early)));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (of_peer, dialogue) = (of_peer.clone(), dialogue.clone());
+        let of_client = of_client.clone();
         async move {
-            let (peer, proxy) = of_peer.as_ref();
-            let (open, refused) = dialogue.begin();
+            let (client, proxy, early) = of_client.as_ref();
+            let (open, refused) = client.dialogue.begin();
+            let early = early.lock().take();
             let response = match refused {
-                None => proxy.serve(peer, audience, request).await,
+                None => proxy.serve(client, early, request).await,
                 Some(failure) => proxy.refuse(&failure),
             };
-            dialogue.answered(response.status() == StatusCode::SWITCHING_PROTOCOLS);
+            client.dialogue.answered(response.status() == StatusCode::SWITCHING_PROTOCOLS);
             Ok::<_, Infallible>(response.map(|body| Held::new(body, open)))
         }
     });
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = abort.cancelled() => return,
-            }
-        }
+    let (stream, is_http2) = (TokioIo::new(stream), matches!(opening, Ok(Opening::Http2)));
+    let ended = if is_http2 {
+        let connection = Box::pin(http2(&limits).serve_connection(stream, service));
+        until_stopped(connection, |connection| connection.graceful_shutdown(), &shared).await
+    } else {
+        let connection = Box::pin(http1(&limits).serve_connection(stream, service).with_upgrades());
+        until_stopped(connection, |connection| connection.graceful_shutdown(), &shared).await
     };
-    if let Err(error) = ended {
+    if let Some(Err(error)) = ended {
         debug!(%peer, %error, "client connection broke");
     }
+}
+
+/// Drives a connection until it ends; once the gateway stops it takes no further request.
+async fn until_stopped<C: Future>(
+    mut connection: Pin<Box<C>>,
+    shut_down: impl FnOnce(Pin<&mut C>),
+    shared: &Shared,
+) -> Option<C::Output> {
+    tokio::select! {
+        // First: what was read already is served.
+        biased;
+        ended = connection.as_mut() => return Some(ended),
+        () = shared.stop.cancelled() => {}
+    }
+    shut_down(connection.as_mut());
+    shared.abort.run_until_cancelled(connection).await
 }
 
 /// Counts an open connection.

@@ -25,6 +25,8 @@ use tracing::debug;
 use crate::answer::{Failure, is_grpc};
 use crate::body::{End, Flow, RequestBody, ResponseBody, broken_by_client};
 use crate::certificates::Certificates;
+use crate::early::{self, Early};
+use crate::guard::Dialogue;
 use crate::headers::{self, Peer};
 use crate::revision::{Entry, Revision, Shared, Slot, Waiting};
 use crate::routes::{HOST_LIMIT_BYTES, Table};
@@ -50,6 +52,16 @@ pub enum Audience {
     Public,
     /// Every host, the names inside the cluster included.
     PodNetwork,
+}
+
+/// A client's connection, as far as its requests need it.
+pub struct Client {
+    /// The client.
+    pub peer: Peer,
+    /// Which hosts it is served.
+    pub audience: Audience,
+    /// What the connection is told.
+    pub dialogue: Arc<Dialogue>,
 }
 
 /// What the proxy looks things up in.
@@ -102,18 +114,56 @@ enum Exchange {
 }
 
 impl Proxy {
+    /// Gets the request its slot whose head is there, and of which nothing else is needed for that. `None` where it needs
+    /// none.
+    pub async fn prepare(&self, client: &Client, head: Option<&[u8]>) -> Option<Box<Early>> {
+        let arrived = Instant::now();
+        let (revision, untagged) = {
+            let head = early::read_head(head?)?;
+            let limit_bytes = self.shared.clients.body_limit_bytes();
+            if limit_bytes.is_some_and(|limit| early::announced_length(&head).is_some_and(|length| length > limit)) {
+                return None;
+            }
+            match self.route(client, &head) {
+                Ok(Routed::Revision(revision, untagged)) => (revision, untagged),
+                _ => return None,
+            }
+        };
+        let routed = Instant::now();
+        let slot = self.shared.admit(client, &revision, arrived).await;
+        Some(Box::new(Early { arrived, routed, untagged, revision, slot }))
+    }
+
     /// Answers one request.
-    pub async fn serve(&self, peer: &Peer, audience: Audience, request: Request<Incoming>) -> Response<ResponseBody> {
+    pub async fn serve(
+        &self,
+        client: &Client,
+        early: Option<Box<Early>>,
+        request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
         let is_head = request.method() == Method::HEAD;
-        let response = self.answer(peer, audience, request).await;
+        let response = self.answer(client, early, request).await;
         // HTTP/2 would send a body, though to this method there is none.
         if is_head { without_body(response) } else { response }
     }
 
-    async fn answer(&self, peer: &Peer, audience: Audience, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn answer(
+        &self,
+        client: &Client,
+        early: Option<Box<Early>>,
+        request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
+        if let Some(early) = early {
+            let Early { arrived, routed, untagged, revision, slot } = *early;
+            let times = (arrived, routed);
+            return self.pass(client, times, revision, untagged, Some(slot), request).await;
+        }
         let arrived = Instant::now();
-        match self.route(peer, audience, &request) {
-            Ok(Routed::Revision(revision, untagged)) => self.pass(peer, arrived, revision, untagged, request).await,
+        match self.route(client, &request) {
+            Ok(Routed::Revision(revision, untagged)) => {
+                let times = (arrived, Instant::now());
+                self.pass(client, times, revision, untagged, None, request).await
+            }
             Ok(Routed::Handler(handler)) => handler.handle(request).await,
             Ok(Routed::Redirect(location)) => redirection(request.method(), location),
             Ok(Routed::Probe) => Response::new(ResponseBody::empty()),
@@ -138,13 +188,13 @@ impl Proxy {
         failure.answer(None, "-")
     }
 
-    fn route(&self, peer: &Peer, audience: Audience, request: &Request<Incoming>) -> Result<Routed, Failure> {
+    fn route<B>(&self, client: &Client, request: &Request<B>) -> Result<Routed, Failure> {
         if request.method() == Method::CONNECT && !is_websocket(request) {
             return Err(Failure::Connect);
         }
         let mut buffer = [0; HOST_LIMIT_BYTES];
         let host = headers::host(request, &mut buffer)?;
-        let public = audience == Audience::Public;
+        let public = client.audience == Audience::Public;
         let entry = self.table.get(host);
         let targets = entry.as_deref().and_then(|e| if public { e.public.as_ref() } else { Some(&e.inside) });
         // A Route's host is a Route's; what a tenant maps is never the platform's own.
@@ -156,7 +206,7 @@ impl Proxy {
         }
         let targets = targets.ok_or(Failure::NoRoute)?;
         let tls_port = self.tls_port.load(Ordering::Relaxed);
-        if public && tls_port != 0 && !peer.is_secure(request.headers()) {
+        if public && tls_port != 0 && !client.peer.is_secure(request.headers()) {
             match entry.as_deref().map_or(HttpProtocol::Enabled, |entry| entry.http) {
                 HttpProtocol::Enabled => {}
                 HttpProtocol::Redirected => return redirect(request, host, tls_port),
@@ -176,10 +226,11 @@ impl Proxy {
 
     async fn pass(
         &self,
-        peer: &Peer,
-        arrived: Instant,
+        client: &Client,
+        (arrived, routed): (Instant, Instant),
         revision: Arc<Revision>,
         untagged: bool,
+        slot: Option<Result<Slot, Failure>>,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         let limit_bytes = self.shared.clients.body_limit_bytes();
@@ -194,7 +245,7 @@ impl Proxy {
             head.method = Method::GET;
         }
         let random = &self.shared.random;
-        headers::to_workload(&mut head, peer, || [random.next(), random.next(), random.next()]);
+        headers::to_workload(&mut head, &client.peer, || [random.next(), random.next(), random.next()]);
         if untagged {
             head.headers.insert(DEFAULT_ROUTE, HeaderValue::from_static("true"));
         }
@@ -206,7 +257,14 @@ impl Proxy {
             Some(limit_bytes) => Err(Failure::BodyTooLong { limit_bytes }),
             None => {
                 let outgoing = outgoing(head, RequestBody::new(body, limit_bytes));
-                self.forward(arrived, &revision, outgoing, switch, grpc.is_some()).await
+                let slot = match slot {
+                    Some(slot) => slot,
+                    None => self.shared.admit(client, &revision, arrived).await,
+                };
+                match slot {
+                    Ok(slot) => self.forward(slot, (arrived, routed), outgoing, switch, grpc.is_some()).await,
+                    Err(failure) => Err(failure),
+                }
             }
         };
         outcome.unwrap_or_else(|failure| {
@@ -222,34 +280,60 @@ impl Proxy {
         })
     }
 
-    async fn forward(
-        &self,
-        arrived: Instant,
-        revision: &Arc<Revision>,
+    /// Boxed, as what a request needs once it has its slot is much more than what it needs to wait for it.
+    fn forward<'p>(
+        &'p self,
+        slot: Slot,
+        (arrived, routed): (Instant, Instant),
         outgoing: Outgoing,
         switch: Option<(Switch, OnUpgrade)>,
         grpc: bool,
-    ) -> Result<Response<ResponseBody>, Failure> {
-        let settings = revision.settings.load_full().ok_or(Failure::NoRevision)?;
-        let passage = Passage { shared: &self.shared, settings, grpc, arrived, routed: Instant::now() };
-        let slot = match revision.enter() {
-            Entry::Slot(slot) => slot,
+    ) -> BoxFuture<'p, Result<Response<ResponseBody>, Failure>> {
+        Box::pin(async move {
+            let settings = slot.revision.settings.load_full().ok_or(Failure::NoRevision)?;
+            let passage = Passage { shared: &self.shared, settings, grpc, arrived, routed };
+            match switch {
+                None => passage.exchange(slot, outgoing).await,
+                Some((switch, client)) => passage.switch(slot, outgoing, switch, client).await,
+            }
+        })
+    }
+}
+
+impl Shared {
+    /// Gets a request that has arrived its slot.
+    async fn admit(&self, client: &Client, revision: &Arc<Revision>, arrived: Instant) -> Result<Slot, Failure> {
+        let limit = revision.settings.load().as_ref().ok_or(Failure::NoRevision)?.timeout;
+        match revision.enter() {
+            Entry::Slot(slot) => Ok(slot),
             Entry::Waiting(waiting) => {
-                let slot = passage.wait(revision, waiting).await?;
-                passage.note_cold_start(&slot);
-                slot
+                let watched = client.dialogue.wait();
+                let slot = self.wait(waiting, arrived, limit).await?;
+                drop(watched);
+                let now = Instant::now();
+                let cold = ColdStart::of(arrived, now, slot.upstream.stages());
+                if let (Some(_), Some(metrics)) = (cold, slot.revision.metrics.load().as_deref()) {
+                    metrics.started_cold(now - arrived);
+                }
+                Ok(slot)
             }
             Entry::Full => {
                 if let Some(metrics) = revision.metrics.load().as_deref() {
                     metrics.rejected.inc();
                 }
-                return Err(Failure::QueueFull);
+                Err(Failure::QueueFull)
             }
-        };
-        match switch {
-            // Boxed, as what a request needs once it has its slot is much more than what it needs to wait for it.
-            None => Box::pin(passage.exchange(slot, outgoing)).await,
-            Some((switch, client)) => Box::pin(passage.switch(slot, outgoing, switch, client)).await,
+        }
+    }
+
+    /// Waits for a slot as long as a request of its revision may take.
+    async fn wait(&self, waiting: Waiting, arrived: Instant, limit: Duration) -> Result<Slot, Failure> {
+        let revision = waiting.revision.clone();
+        tokio::select! {
+            slot = waiting.slot(arrived + limit, arrived) => {
+                slot.ok_or_else(|| Failure::QueueTimeout { limit, stage: revision.stage() })
+            }
+            () = self.abort.cancelled() => Err(Failure::Stopping),
         }
     }
 }
@@ -301,24 +385,6 @@ fn outgoing(head: request::Parts, body: RequestBody) -> Outgoing {
 }
 
 impl Passage<'_> {
-    /// Waits for a slot as long as a request of this revision may take.
-    async fn wait(&self, revision: &Revision, waiting: Waiting) -> Result<Slot, Failure> {
-        let limit = self.settings.timeout;
-        let slot = waiting.slot(self.arrived + limit, self.arrived);
-        tokio::select! {
-            slot = slot => slot.ok_or_else(|| Failure::QueueTimeout { limit, stage: revision.stage() }),
-            () = self.shared.abort.cancelled() => Err(Failure::Stopping),
-        }
-    }
-
-    fn note_cold_start(&self, slot: &Slot) {
-        let now = Instant::now();
-        let cold = ColdStart::of(self.arrived, now, slot.upstream.stages());
-        if let (Some(_), Some(metrics)) = (cold, slot.revision.metrics.load().as_deref()) {
-            metrics.started_cold(now - self.arrived);
-        }
-    }
-
     /// Sends the request until an instance answers, and makes the client's response.
     async fn exchange(&self, mut slot: Slot, mut outgoing: Outgoing) -> Result<Response<ResponseBody>, Failure> {
         let mut fresh = false;
@@ -370,8 +436,7 @@ impl Passage<'_> {
     /// Another slot in place of one whose instance was not reached.
     async fn again(&self, slot: Slot, error: &ConnectError) -> Result<Slot, Failure> {
         debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "instance not reached");
-        let revision = slot.revision.clone();
-        self.wait(&revision, slot.hand_back()).await
+        self.shared.wait(slot.hand_back(), self.arrived, self.settings.timeout).await
     }
 
     async fn http2(&self, slot: &Slot) -> Result<http2::SendRequest<RequestBody>, ConnectError> {

@@ -98,7 +98,8 @@ pub struct Slot {
 
 /// A request that waits; gives up when dropped.
 pub struct Waiting {
-    revision: Arc<Revision>,
+    /// The revision.
+    pub revision: Arc<Revision>,
     ticket: Ticket,
     slot: oneshot::Receiver<Slot>,
 }

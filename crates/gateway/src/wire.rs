@@ -128,6 +128,11 @@ impl Framing {
         if let State::Http2(frames) = &self.state { frames.streams } else { self.heads }
     }
 
+    /// Whether it is a connection of HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        matches!(self.state, State::Http2(_))
+    }
+
     /// Whether what comes next depends on the answer to the last request.
     pub fn is_undecided(&self) -> bool {
         matches!(self.state, State::Undecided)

@@ -1,5 +1,8 @@
 //! Requests that wait while there is no instance.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,11 +10,11 @@ use gateway::Config;
 use http::Request;
 use http_body_util::Empty;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::seeded;
-use crate::world::{PODS, World, endless, http2, pod};
+use crate::world::{PODS, World, http2, pod, up_to};
 
 /// A pod of `stuck-1` whose container is in `state`.
 fn stuck(state: Value) -> Value {
@@ -84,58 +87,100 @@ async fn a_client_that_goes_gives_up_its_place() {
     world.loaded("zero-1", 0).await;
 }
 
+#[tokio::test]
+async fn a_client_that_goes_with_its_body_unread_gives_up_its_place() {
+    let world = World::start(seeded(1)).await;
+    world.service("zero", 1, json!({})).await;
+    let head = "POST / HTTP/1.1\r\nhost: zero.ns.localhost\r\ncontent-length: 1000000\r\n\r\n";
+    let unread = [b'x'; 50_000];
+    for used in [false, true] {
+        let mut client = TcpStream::connect(world.public).await.unwrap();
+        if used {
+            // An answer of the gateway's own, after which the connection is kept.
+            client.write_all(b"GET / HTTP/1.1\r\nhost: none.localhost\r\n\r\n").await.unwrap();
+            up_to(&mut client, "\r\n\r\n").await;
+        }
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(&unread).await.unwrap();
+        world.loaded("zero-1", 1).await;
+        drop(client);
+        world.loaded("zero-1", 0).await;
+    }
+}
+
 fn resident_bytes() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
-#[tokio::test]
-async fn ten_thousand_requests_wait_with_their_bodies_unread() {
-    const REQUESTS: usize = 10_000;
-    let world = World::start(Config { queue_limit: REQUESTS, ..seeded(1) }).await;
-    world.service("crowd", 1, json!({})).await;
-    let before = resident_bytes();
-    let mut clients = Vec::with_capacity(REQUESTS);
-    for _ in 0..REQUESTS {
-        // In memory: twice as many sockets are more than a process may have.
-        let (mut client, server) = tokio::io::duplex(64 * 1024);
-        let gateway = world.gateway.clone();
-        tokio::spawn(async move { gateway.serve(server, ([192, 0, 2, 1], 1).into()).await });
-        let head = "POST / HTTP/1.1\r\nhost: crowd.ns.localhost\r\ncontent-length: 1000000\r\n\r\n";
-        client.write_all(head.as_bytes()).await.unwrap();
-        client.write_all(&[b'x'; 512]).await.unwrap();
-        clients.push(client);
+/// A client that has sent these bytes, and then neither sends nor reads; it takes no memory.
+struct Still(&'static [u8]);
+
+impl AsyncRead for Still {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.0.is_empty() {
+            return Poll::Pending;
+        }
+        let (now, later) = self.0.split_at(self.0.len().min(buf.remaining()));
+        buf.put_slice(now);
+        self.0 = later;
+        Poll::Ready(Ok(()))
     }
-    world.loaded("crowd-1", REQUESTS).await;
-    // Most of it is the buffers of as many connections.
-    let mebibytes = (resident_bytes() - before) >> 20;
-    println!("{REQUESTS} waiting requests on connections of their own: {mebibytes} MiB");
-    assert!(mebibytes < 320, "{mebibytes} MiB");
+}
+
+impl AsyncWrite for Still {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Has `requests` wait that come over `connections` of which each sends `bytes`; the gateway's memory for them.
+async fn crowd(bytes: Vec<u8>, connections: usize, requests: usize) -> usize {
+    let world = World::start(Config { queue_limit: requests, ..seeded(1) }).await;
+    world.service("crowd", 1, json!({})).await;
+    let bytes = &*bytes.leak();
+    let before = resident_bytes();
+    for _ in 0..connections {
+        let gateway = world.gateway.clone();
+        tokio::spawn(async move { gateway.serve(Still(bytes), ([192, 0, 2, 1], 1).into()).await });
+    }
+    world.loaded("crowd-1", requests).await;
+    let used = resident_bytes() - before;
     let (status, _) = world.get("crowd.ns.localhost").await;
     assert_eq!(status, 503, "one more is too many");
+    println!("{requests} requests wait on {connections} connections in {} MB", used / 1_000_000);
+    used
+}
+
+#[tokio::test]
+async fn ten_thousand_requests_wait_with_their_bodies_unread() {
+    let head = "POST / HTTP/1.1\r\nhost: crowd.ns.localhost\r\nuser-agent: curl/8.0\r\naccept: */*\r\n\
+        content-length: 1000000\r\n\r\n";
+    let used = crowd([head.as_bytes(), &[b'x'; 100_000]].concat(), 10_000, 10_000).await;
+    assert!(used < 100_000_000, "{used}");
 }
 
 #[tokio::test]
 async fn ten_thousand_requests_wait_over_http2() {
-    const CONNECTIONS: usize = 100;
-    const STREAMS: usize = 100;
-    let world = World::start(seeded(1)).await;
-    world.service("crowd", 1, json!({})).await;
-    let before = resident_bytes();
-    let mut calls = tokio::task::JoinSet::new();
-    for _ in 0..CONNECTIONS {
-        let sender = http2(world.public).await;
-        for _ in 0..STREAMS {
-            let mut sender = sender.clone();
-            let request = Request::post("http://crowd.ns.localhost/").body(endless("unread")).unwrap();
-            calls.spawn(async move { sender.send_request(request).await });
-        }
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    let mut bytes = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(4, 0, 0, &[])].concat();
+    for number in 0..100 {
+        // POST, http, /, and the host as a literal; then a part of the body.
+        let head = [&[0x83, 0x86, 0x84, 0x01, 18], &b"crowd.ns.localhost"[..]].concat();
+        bytes.extend(frame(1, 4, 2 * number + 1, &head));
+        bytes.extend(frame(0, 0, 2 * number + 1, &[b'x'; 512]));
     }
-    world.loaded("crowd-1", CONNECTIONS * STREAMS).await;
-    // The clients' memory is in it.
-    let mebibytes = (resident_bytes() - before) >> 20;
-    println!("{} waiting streams: {mebibytes} MiB", CONNECTIONS * STREAMS);
-    assert!(mebibytes < 140, "{mebibytes} MiB");
-    calls.shutdown().await;
-    world.loaded("crowd-1", 0).await;
+    let used = crowd(bytes, 100, 10_000).await;
+    assert!(used < 100_000_000, "{used}");
 }
