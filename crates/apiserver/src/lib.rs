@@ -115,6 +115,7 @@ pub enum OpenError {
 pub struct ApiServer {
     pub(crate) config: Config,
     pub(crate) store: Arc<Store<Object>>,
+    pub(crate) recent: object::Recent,
     pub(crate) registry: Registry,
     pub(crate) admissions: RwLock<Vec<Arc<dyn Admission>>>,
     pub(crate) extensions: RwLock<Vec<(String, Arc<dyn Extension>)>>,
@@ -153,6 +154,7 @@ impl ApiServer {
         let server = Arc::new_cyclic(|me| Self {
             config,
             store,
+            recent: object::Recent::default(),
             registry,
             admissions: RwLock::default(),
             extensions: RwLock::default(),
@@ -233,7 +235,4 @@ impl ApiServer {
         let extensions = self.extensions.read();
         extensions.iter().find(|(prefix, _)| path.starts_with(prefix.as_str())).map(|(_, e)| e.clone())
     }
-
-    /// Called after custom resources were added or taken away.
-    pub(crate) fn registry_changed(&self) {}
 }

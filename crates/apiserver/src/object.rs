@@ -1,8 +1,11 @@
 //! Stored objects: JSON text in the storage version, with what selectors need parsed out of it.
 
+use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 /// One object as it is stored and shared by all readers.
@@ -17,6 +20,8 @@ pub struct Object {
     /// Where `managedFields` lies in it, with one comma, so that both can be cut out; empty if there are none.
     managed: Range<usize>,
     labels: Box<[(Box<str>, Box<str>)]>,
+    /// What the text says, while it is likely to be asked for; see [`Recent`].
+    parsed: Mutex<Option<Value>>,
 }
 
 impl Object {
@@ -26,7 +31,14 @@ impl Object {
         let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
         let pair = |(k, v): (&String, &Value)| (k.as_str().into(), v.as_str().unwrap_or_default().into());
         let labels = labels.map(|labels| labels.iter().map(pair).collect()).unwrap_or_default();
-        Self { bytes, head, metadata, managed, labels }
+        Self { bytes, head, metadata, managed, labels, parsed: Mutex::default() }
+    }
+
+    /// Encodes an object that is to be remembered in [`Recent`], with what it was made of.
+    pub fn encode_and_keep(value: Value) -> Self {
+        let object = Self::encode(&value);
+        *object.parsed.lock() = (object.bytes.len() <= Recent::LONGEST).then_some(value);
+        object
     }
 
     /// The whole text.
@@ -72,6 +84,17 @@ impl Object {
 
     /// The object, parsed.
     pub fn value(&self) -> Value {
+        let kept = self.parsed.lock().clone();
+        kept.unwrap_or_else(|| self.parse())
+    }
+
+    /// The object, parsed, by one who is about to replace it: what was kept of it is given away.
+    pub fn take_value(&self) -> Value {
+        let kept = self.parsed.lock().take();
+        kept.unwrap_or_else(|| self.parse())
+    }
+
+    fn parse(&self) -> Value {
         serde_json::from_slice(&self.bytes).expect("stored objects were encoded by us")
     }
 
@@ -79,6 +102,28 @@ impl Object {
     pub fn api_version(&self) -> &str {
         let head = std::str::from_utf8(&self.bytes[..self.head]).unwrap_or_default();
         head.split('"').nth(7).unwrap_or_default()
+    }
+}
+
+/// The objects written last. Whoever writes an object soon writes it again, and a parsed one need not be parsed for that.
+#[derive(Default)]
+pub struct Recent(Mutex<VecDeque<Arc<Object>>>);
+
+impl Recent {
+    /// How many objects.
+    const OBJECTS: usize = 256;
+    /// Longest text of an object that is kept parsed; parsed it takes a few times as much.
+    const LONGEST: usize = 16 * 1024;
+
+    /// Remembers an object, and lets go of the oldest.
+    pub fn push(&self, object: &Arc<Object>) {
+        let mut objects = self.0.lock();
+        let oldest = if objects.len() < Self::OBJECTS { None } else { objects.pop_front() };
+        objects.push_back(object.clone());
+        drop(objects);
+        if let Some(oldest) = oldest {
+            *oldest.parsed.lock() = None;
+        }
     }
 }
 
@@ -224,6 +269,33 @@ mod tests {
         assert_eq!(object.metadata(), br#"{"labels":{"a":"b"}}"#);
         assert_eq!(object.value(), value);
         assert_eq!(Object::encode(&json!({"kind": "X", "apiVersion": "v1"})).tail(), b"}");
+    }
+
+    #[test]
+    fn of_the_objects_written_last_the_parsed_form_is_kept_until_it_is_taken() {
+        let recent = Recent::default();
+        let value = |data: &str| json!({"kind": "X", "apiVersion": "v1", "data": data});
+        let write = |data: &str| {
+            let object = Arc::new(Object::encode_and_keep(value(data)));
+            recent.push(&object);
+            object
+        };
+        let is_kept = |object: &Object| object.parsed.lock().is_some();
+        let long = "x".repeat(Recent::LONGEST);
+        let (first, second) = (write("first"), write(&long));
+        assert!(is_kept(&first) && !is_kept(&second));
+        assert_eq!((first.value(), second.value()), (value("first"), value(&long)));
+        assert!(is_kept(&first));
+        assert_eq!((first.take_value(), is_kept(&first), first.take_value()), (value("first"), false, value("first")));
+        let third = write("third");
+        for _ in 1..Recent::OBJECTS {
+            write("more");
+        }
+        assert!(is_kept(&third));
+        write("one too many");
+        assert!(!is_kept(&third));
+        assert_eq!(third.value(), value("third"));
+        assert_eq!(recent.0.lock().len(), Recent::OBJECTS);
     }
 
     #[test]

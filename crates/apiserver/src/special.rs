@@ -1,5 +1,7 @@
 //! The few kinds whose writes do more than store an object: namespaces, services, definitions of custom resources.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use crate::ApiServer;
@@ -177,11 +179,11 @@ impl ApiServer {
     }
 
     /// Follows a write to a definition of custom resources.
-    pub(crate) async fn after_write(&self, served: &Served, object: &Object) {
+    pub(crate) fn after_write(&self, served: &Served, object: &Arc<Object>) {
+        self.recent.push(object);
         if is_crd(&served.def) {
             let value = object.value();
             self.registry.set_custom(meta(&value, "name"), crd::served(&value));
-            self.registry_changed();
             if is_deleting(&value) {
                 self.start_cleanup(meta(&value, "name").to_string());
             }
@@ -189,11 +191,10 @@ impl ApiServer {
     }
 
     /// Follows the end of an object.
-    pub(crate) async fn after_delete(&self, served: &Served, object: &Object) {
+    pub(crate) fn after_delete(&self, served: &Served, object: &Object) {
         if is_crd(&served.def) {
             let value = object.value();
             self.registry.set_custom(meta(&value, "name"), Vec::new());
-            self.registry_changed();
         }
     }
 

@@ -82,10 +82,9 @@ impl ApiServer {
             }
             return Ok(std::sync::Arc::new(Object::encode(&stored)));
         }
-        let put = Action::Put(encoder(stored));
-        match self.store.write(&table, &key, Expect::Absent, put, self.class(&call.served, "")).await {
+        match self.store.write(&table, &key, Expect::Absent, put(stored), self.class(&call.served, "")).await {
             Ok(entry) => {
-                self.after_write(&call.served, &entry.record).await;
+                self.after_write(&call.served, &entry.record);
                 Ok(entry.record)
             }
             Err(WriteError::Exists) => {
@@ -100,12 +99,24 @@ impl ApiServer {
     }
 }
 
-/// Encodes an object once its revision is known.
-pub(crate) fn encoder(mut stored: Value) -> store::Encode<Object> {
-    Box::new(move |revision| {
-        meta_mut(&mut stored).insert("resourceVersion".into(), revision.to_string().into());
+/// Writes an object, encoded once its revision is known.
+pub(crate) fn put(mut stored: Value) -> Action<Object> {
+    Action::Put(Box::new(move |revision| {
+        set_revision(&mut stored, revision);
+        Object::encode_and_keep(stored)
+    }))
+}
+
+/// Deletes an object; watchers see it as it is given here.
+pub(crate) fn delete(mut stored: Value) -> Action<Object> {
+    Action::Delete(Box::new(move |revision| {
+        set_revision(&mut stored, revision);
         Object::encode(&stored)
-    })
+    }))
+}
+
+fn set_revision(stored: &mut Value, revision: u64) {
+    meta_mut(stored).insert("resourceVersion".into(), revision.to_string().into());
 }
 
 /// Namespace from the path; faults where the body says otherwise.

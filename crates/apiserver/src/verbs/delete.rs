@@ -2,9 +2,9 @@
 
 use http::StatusCode;
 use serde_json::{Map, Value, json};
-use store::{Action, Entry, Expect, WriteError};
+use store::{Entry, Expect, WriteError};
 
-use super::create::encoder;
+use super::create::{delete, put};
 use super::render::respond_value;
 use super::{Call, check_dry_run};
 use crate::ApiServer;
@@ -163,7 +163,7 @@ impl ApiServer {
         options: &DeleteOptions,
     ) -> ApiResult<Deleted> {
         let def = call.served.def.clone();
-        let old = self.view(&call.served, &entry.record);
+        let old = self.shown(&call.served, &entry.record, entry.record.take_value());
         check_preconditions(call, &old, name, options)?;
         self.special_delete(call, &old)?;
         let mut seen = old.clone();
@@ -181,7 +181,7 @@ impl ApiServer {
             let object = std::sync::Arc::new(Object::encode(&stored));
             return Ok(if waits { Deleted::Waiting(object) } else { Deleted::Gone(object) });
         }
-        let action = if waits { Action::Put(encoder(stored)) } else { Action::Delete(encoder(stored)) };
+        let action = if waits { put(stored) } else { delete(stored) };
         let table = self.table(&call.served);
         match self
             .store
@@ -189,11 +189,11 @@ impl ApiServer {
             .await
         {
             Ok(written) if waits => {
-                self.after_write(&call.served, &written.record).await;
+                self.after_write(&call.served, &written.record);
                 Ok(Deleted::Waiting(written.record))
             }
             Ok(written) => {
-                self.after_delete(&call.served, &written.record).await;
+                self.after_delete(&call.served, &written.record);
                 Ok(Deleted::Gone(written.record))
             }
             Err(WriteError::Missing) => Err(ApiError::not_found(&def, name)),

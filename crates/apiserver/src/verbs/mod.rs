@@ -120,7 +120,11 @@ impl ApiServer {
 
     /// A stored object in the version of the request.
     pub(crate) fn view(&self, served: &Served, object: &Object) -> Value {
-        let mut value = object.value();
+        self.shown(served, object, object.value())
+    }
+
+    /// The same of an object that was parsed already.
+    pub(crate) fn shown(&self, served: &Served, object: &Object, mut value: Value) -> Value {
         let api_version = served.def.api_version();
         if object.api_version() != api_version || served.crd.is_some() {
             served.def.strategy.from_storage(&mut value);

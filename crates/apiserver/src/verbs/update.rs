@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use http::{StatusCode, header};
 use serde_json::Value;
-use store::{Action, Entry, Expect, WriteError};
+use store::{Entry, Expect, WriteError};
 
 use super::Call;
-use super::create::encoder;
+use super::create::{delete, put};
 use crate::ApiServer;
 use crate::admission::Operation;
 use crate::body::Response;
@@ -90,7 +90,7 @@ impl ApiServer {
     ) -> ApiResult<Arc<Object>> {
         for _ in 0..TRIES {
             let entry = self.existing(call)?;
-            let old = self.view(&call.served, &entry.record);
+            let old = self.shown(&call.served, &entry.record, entry.record.take_value());
             let new = make(&old)?;
             match self.update_once(call, &entry, old, new, &style, dry_run).await {
                 // Only a lost race has no details. A client's own resource version fails at the next look.
@@ -152,13 +152,9 @@ impl ApiServer {
         let key = object::key(def.namespaced, &call.target.namespace, name);
         let table = self.table(&call.served);
         let class = self.class(&call.served, subresource);
-        match self
-            .store
-            .write(&table, &key, Expect::Revision(entry.revision), Action::Put(encoder(stored)), class)
-            .await
-        {
+        match self.store.write(&table, &key, Expect::Revision(entry.revision), put(stored), class).await {
             Ok(written) => {
-                self.after_write(&call.served, &written.record).await;
+                self.after_write(&call.served, &written.record);
                 Ok(written.record)
             }
             Err(WriteError::Conflict { .. }) => Err(ApiError::new(409, "Conflict", "the object was written meanwhile")),
@@ -177,12 +173,12 @@ impl ApiServer {
     ) -> ApiResult<Arc<Object>> {
         let def = &call.served.def;
         let key = object::key(def.namespaced, &call.target.namespace, &call.target.name);
-        let last = Action::Delete(encoder(self.to_storage(&call.served, old)));
+        let last = delete(self.to_storage(&call.served, old));
         let table = self.table(&call.served);
         match self.store.write(&table, &key, Expect::Revision(entry.revision), last, self.class(&call.served, "")).await
         {
             Ok(written) => {
-                self.after_delete(&call.served, &written.record).await;
+                self.after_delete(&call.served, &written.record);
                 let mut shown = new.clone();
                 meta_mut(&mut shown).insert("resourceVersion".into(), written.revision.to_string().into());
                 Ok(Arc::new(Object::encode(&shown)))
