@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a role waits at its start for an API server that does not answer.
 const REACH_LIMIT: Duration = Duration::from_secs(20);
+/// How long a refusal may last: an API server that has just started knows no roles yet and refuses everybody.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(5);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -59,22 +61,8 @@ impl ApiArgs {
         let address = format!("{}:{port}", url.host().unwrap_or_default());
         let ca_pem = config.root_cert.iter().flatten().map(|der| pem(der)).collect();
         let client = Client::try_from(config).with_context(|| format!("the credentials in {source} cannot be used"))?;
-        let start = Instant::now();
-        loop {
-            match client.apiserver_version().await {
-                Ok(info) => return Ok(Api { client, address, ca_pem, version: info.git_version }),
-                Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403) => {
-                    bail!("the API server at {url} refuses the credentials in {source}: {}", status.message)
-                }
-                Err(error) if start.elapsed() >= REACH_LIMIT => {
-                    return Err(anyhow!(error).context(format!(
-                        "the API server at {url}, which {source} names, does not answer. Is it running?"
-                    )));
-                }
-                Err(error) => tracing::debug!(%error, "the API server does not answer yet"),
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
+        let version = reach(&client, &url.to_string(), &source).await?;
+        Ok(Api { client, address, ca_pem, version })
     }
 
     fn source(&self) -> String {
@@ -102,6 +90,33 @@ impl ApiArgs {
             None => kube::Config::incluster()
                 .context("there is no API server to talk to: name a kubeconfig with --kubeconfig"),
         }
+    }
+}
+
+/// The server's version, once it answers.
+async fn reach(client: &Client, url: &str, source: &str) -> Result<String> {
+    let start = Instant::now();
+    let mut refused = None;
+    loop {
+        match client.apiserver_version().await {
+            Ok(info) => return Ok(info.git_version),
+            Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403) => {
+                if refused.get_or_insert_with(Instant::now).elapsed() >= REFUSAL_LIMIT {
+                    bail!("the API server at {url} refuses the credentials in {source}: {}", status.message);
+                }
+                tracing::debug!(status.message, "the API server refuses the credentials, perhaps because it starts");
+            }
+            Err(error) if start.elapsed() >= REACH_LIMIT => {
+                return Err(anyhow!(error).context(format!(
+                    "the API server at {url}, which {source} names, does not answer. Is it running?"
+                )));
+            }
+            Err(error) => {
+                refused = None;
+                tracing::debug!(%error, "the API server does not answer yet");
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -224,4 +239,45 @@ pub fn server_identity(
     })?;
     let common_name = names.first().map(String::as_str).unwrap_or_default();
     Ok(authority.identity(common_name, None, names)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http::{Response, StatusCode};
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A client of an API server that refuses so many requests, and how many came.
+    fn refusing(refusals: usize) -> (Client, Arc<AtomicUsize>) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = asked.clone();
+        let service = tower::service_fn(move |_: http::Request<Body>| {
+            let (code, answer) = if counted.fetch_add(1, Ordering::SeqCst) < refusals {
+                let status = json!({"status": "Failure", "code": 403, "reason": "Forbidden", "message": "no role"});
+                (StatusCode::FORBIDDEN, status)
+            } else {
+                let version = json!({"major": "1", "minor": "32", "gitVersion": "v1.32.0", "gitCommit": "",
+                    "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": ""});
+                (StatusCode::OK, version)
+            };
+            let answer = Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()));
+            async { answer }
+        });
+        (Client::new(service, "default"), asked)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_has_just_started_may_refuse_for_a_while() {
+        let (client, asked) = refusing(3);
+        assert_eq!(reach(&client, "https://api", "the kubeconfig").await.unwrap(), "v1.32.0");
+        assert_eq!(asked.load(Ordering::SeqCst), 4);
+        let error = reach(&refusing(usize::MAX).0, "https://api", "the kubeconfig").await.unwrap_err();
+        let expected = "the API server at https://api refuses the credentials in the kubeconfig: no role";
+        assert_eq!(error.to_string(), expected);
+    }
 }
