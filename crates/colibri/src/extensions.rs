@@ -7,12 +7,13 @@
 //! | `GET /colibri/v1/images/digest?reference=REFERENCE` | the digest of an image that was loaded; 404 for others |
 //! | `POST /colibri/v1/namespaces/NS/archives` | keep a code archive; answers its digest |
 //! | `GET /colibri/v1/namespaces/NS/archives/DIGEST` | whether the namespace has that archive |
+//! | `GET /colibri/v1/namespaces/NS/archives/DIGEST/content` | the archive itself |
 //!
 //! Only the group `system:masters` may use it. A node that is a process of its own serves the same paths.
 
 use std::sync::Arc;
 
-use apiserver::body::{Request, Response, json};
+use apiserver::body::{Request, Response, full, json};
 use apiserver::{Extension, User};
 use functions::{CodeError, CodeStore};
 use futures::TryStreamExt;
@@ -23,6 +24,9 @@ use node::images::{Images, ImagesError, Reference};
 use serde_json::{Value, json as value};
 use store::cas::Digest;
 use tokio_util::io::StreamReader;
+
+/// Longest archive that is given out.
+pub const CONTENT_LIMIT_BYTES: u64 = 64 << 20;
 
 /// Takes uploads into the node's image store.
 pub struct Uploads {
@@ -63,6 +67,9 @@ pub async fn answer(images: &Images, request: Request) -> Response {
         (Method::POST, ["images"]) => load(images, request).await,
         (Method::GET, ["images", "digest"]) => digest(images, &request),
         (Method::GET, ["namespaces", namespace, "archives", digest]) => has(images, namespace, digest),
+        (Method::GET, ["namespaces", namespace, "archives", digest, "content"]) => {
+            content(images, namespace, digest).await
+        }
         (Method::POST, ["namespaces", namespace, "archives"]) => keep(images, namespace, request).await,
         _ => refuse(StatusCode::NOT_FOUND, &format!("there is no {} /colibri/v1/{path}", request.method())),
     }
@@ -89,7 +96,20 @@ fn digest(images: &Images, request: &Request) -> Response {
 fn has(images: &Images, namespace: &str, digest: &str) -> Response {
     match digest.parse::<Digest>() {
         Ok(parsed) if images.has_archive(namespace, &parsed) => json(StatusCode::OK, &value!({"digest": digest})),
-        _ => refuse(StatusCode::NOT_FOUND, &format!("namespace {namespace:?} has no archive {digest:?} here")),
+        _ => has_not(namespace, digest),
+    }
+}
+
+fn has_not(namespace: &str, digest: &str) -> Response {
+    refuse(StatusCode::NOT_FOUND, &format!("namespace {namespace:?} has no archive {digest:?} here"))
+}
+
+async fn content(images: &Images, namespace: &str, digest: &str) -> Response {
+    let Ok(parsed) = digest.parse::<Digest>() else { return has_not(namespace, digest) };
+    match images.archive(namespace, parsed, CONTENT_LIMIT_BYTES).await {
+        Ok(Some(archive)) => Response::new(full(archive)),
+        Ok(None) => has_not(namespace, digest),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.text()),
     }
 }
 

@@ -8,6 +8,7 @@ mod cluster_names;
 mod data_dir;
 mod extensions;
 mod link;
+mod memory;
 mod platform;
 mod role;
 mod seed;
@@ -18,11 +19,6 @@ mod up;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-/// The control plane makes and drops many small objects on all cores: with the C library's allocator a third of its
-/// time goes there (`colibri bench scale`). Without huge pages, which would hold 91 MiB at rest instead of 65.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A serverless platform for Kubernetes in one binary.
 #[derive(Parser)]
@@ -94,6 +90,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    runtime.spawn(memory::give_back());
     // A provider that is installed already is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match arguments.command {

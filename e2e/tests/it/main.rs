@@ -10,10 +10,13 @@ mod cli;
 mod configuration;
 mod containers;
 mod demo;
+mod dev;
 mod docs;
 mod domains;
 mod functions;
+mod init;
 mod isolation;
+mod memory;
 mod mistakes;
 mod refusals;
 mod restart;
@@ -23,6 +26,7 @@ mod services;
 mod stop;
 mod traffic;
 mod usage;
+mod versions;
 
 use std::time::{Duration, Instant};
 

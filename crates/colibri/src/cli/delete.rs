@@ -49,7 +49,12 @@ pub async fn run(args: DeleteArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-async fn delete(access: &Access, name: &str, is_function: bool) -> Result<(), CliError> {
+/// Deletes one.
+///
+/// # Errors
+///
+/// When it is not there, or the server refuses.
+pub async fn delete(access: &Access, name: &str, is_function: bool) -> Result<(), CliError> {
     let params = DeleteParams::background();
     let result = if is_function {
         let api: Api<Function> = Api::namespaced(access.client.clone(), &access.namespace);

@@ -3,8 +3,6 @@
 use std::fmt::Write;
 
 use api::functions::Function;
-use api::serving::Revision;
-use api::serving::annotations::REVISION_LABEL;
 use api::serving::domain::DomainMapping;
 use clap::Args;
 use jiff::Timestamp;
@@ -20,6 +18,7 @@ use super::output::{OutputArgs, tidy};
 use super::seen::{self, Seen};
 use super::style::Style;
 use super::table;
+use super::versions;
 use super::workload::{Workload, is_of_function, status_text};
 
 /// Arguments of `colibri describe`.
@@ -94,7 +93,7 @@ fn render(seen: &Seen, domains: &[DomainMapping], now: Timestamp, style: Style) 
         let _ = write!(text, "\n{}", why(&advice, style));
     }
     let _ = write!(text, "\nConditions:\n{}", indent(&conditions(workload)));
-    let _ = write!(text, "\nVersions:\n{}", indent(&versions(seen, now)));
+    let _ = write!(text, "\nVersions:\n{}", indent(&versions::render(seen, now)));
     let _ = write!(text, "\nInstances:\n{}", indent(&instances(&seen.pods, now)));
     text
 }
@@ -142,31 +141,6 @@ fn conditions(workload: &Workload) -> String {
     table::render(&["TYPE", "STATUS", "REASON", "MESSAGE"], &rows)
 }
 
-fn versions(seen: &Seen, now: Timestamp) -> String {
-    let row = |revision: &Revision| {
-        let name = revision.name_any();
-        let share: i64 = seen
-            .traffic()
-            .iter()
-            .filter(|target| target.revision_name.as_deref() == Some(&name))
-            .filter_map(|target| target.percent)
-            .sum();
-        let conditions = revision.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        let ready = conditions.iter().find(|condition| condition.kind == api::conditions::READY);
-        let running = |pod: &&Pod| pod.labels().get(REVISION_LABEL) == Some(&name);
-        vec![
-            name.clone(),
-            if share > 0 { format!("{share}%") } else { String::new() },
-            ready.map_or("Unknown", |ready| status_text(ready.status)).to_owned(),
-            seen.pods.iter().filter(running).count().to_string(),
-            table::age(revision.creation_timestamp().map(|time| time.0), now),
-            ready.and_then(|ready| ready.reason.clone()).unwrap_or_default(),
-        ]
-    };
-    let rows: Vec<_> = seen.revisions.iter().map(row).collect();
-    table::render(&["NAME", "TRAFFIC", "READY", "INSTANCES", "AGE", "REASON"], &rows)
-}
-
 fn instances(pods: &[Pod], now: Timestamp) -> String {
     if pods.is_empty() {
         return "none; the next request starts one\n".to_owned();
@@ -189,6 +163,8 @@ fn indent(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use api::serving::annotations::REVISION_LABEL;
+
     use super::*;
 
     fn object<K: serde::de::DeserializeOwned>(value: serde_json::Value) -> K {
@@ -250,9 +226,9 @@ mod tests {
               RevisionReady   False    ExitCode1   main.py:1: SyntaxError: x |     y
 
             Versions:
-              NAME          TRAFFIC   READY   INSTANCES   AGE   REASON
-              greet-00002             False   0           60s   ExitCode1
-              greet-00001   100%      True    1           60s   ExitCode1
+              NAME          TRAFFIC   TAGS   READY   INSTANCES   CONTENT   AGE   REASON
+              greet-00002                    False   0                     60s   ExitCode1
+              greet-00001   100%             True    1                     60s   ExitCode1
 
             Instances:
               NAME   PHASE     ADDRESS    AGE

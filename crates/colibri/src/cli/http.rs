@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::error::{CliError, causes};
 
 /// Longest answer that the API server's own endpoints may give.
-const ANSWER_LIMIT_BYTES: usize = 16 << 20;
+const ANSWER_LIMIT_BYTES: usize = crate::extensions::CONTENT_LIMIT_BYTES as usize;
 /// Time until a connection stands.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -37,17 +37,35 @@ pub async fn get(client: &Client, path: &str) -> Result<Value, CliError> {
     send(client, path, Request::get(path).body(Body::empty())).await
 }
 
+/// GETs from the API server and returns the answer as it is.
+///
+/// # Errors
+///
+/// As [`post`].
+pub async fn get_bytes(client: &Client, path: &str) -> Result<Bytes, CliError> {
+    send_for_bytes(client, path, Request::get(path).body(Body::empty())).await
+}
+
 async fn send(client: &Client, path: &str, request: Result<Request<Body>, ::http::Error>) -> Result<Value, CliError> {
+    let body = send_for_bytes(client, path, request).await?;
+    Ok(serde_json::from_slice(&body).unwrap_or_default())
+}
+
+async fn send_for_bytes(
+    client: &Client,
+    path: &str,
+    request: Result<Request<Body>, ::http::Error>,
+) -> Result<Bytes, CliError> {
     let request = request.map_err(|error| CliError::new(format!("the request {path} cannot be made: {error}")))?;
     let response = client.send(request).await.map_err(|error| CliError::api(&format!("use {path}"), &error))?;
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_LIMIT_BYTES).collect().await;
     let body =
         body.map_err(|error| CliError::unreachable(format!("the answer of {path} broke off: {error}")))?.to_bytes();
-    let json: Option<Value> = serde_json::from_slice(&body).ok();
     if status.is_success() {
-        return Ok(json.unwrap_or_default());
+        return Ok(body);
     }
+    let json: Option<Value> = serde_json::from_slice(&body).ok();
     let said = json.as_ref().and_then(|json| json.get("message")?.as_str().map(str::to_owned));
     let said = said.unwrap_or_else(|| String::from_utf8_lossy(&body).trim().to_owned());
     let cure = match status {

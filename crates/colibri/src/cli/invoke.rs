@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[command(after_help = "Examples:
   colibri invoke hello
   colibri invoke hello -d '{\"name\": \"you\"}'             POST, as JSON
+  colibri invoke hello --event event.json              a CloudEvent
   colibri invoke hello --path '/a?b=c' -X PUT -H 'X-Test: 1'
   colibri invoke hello -q | jq .                       the body alone
   colibri invoke hello -o json | jq .coldStart")]
@@ -42,6 +43,9 @@ pub struct InvokeArgs {
     /// File with the body; - is standard input
     #[arg(long, value_name = "FILE")]
     data_file: Option<PathBuf>,
+    /// File with a CloudEvent as JSON, which is sent as it is; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "data_file"])]
+    event: Option<PathBuf>,
     /// Path and query
     #[arg(long, short, default_value = "/")]
     path: String,
@@ -207,11 +211,14 @@ impl Timing {
 }
 
 fn request(args: &InvokeArgs) -> Result<Call, CliError> {
-    let body = match (&args.data, &args.data_file) {
+    let body = match (&args.data, args.data_file.as_ref().or(args.event.as_ref())) {
         (Some(data), _) => Some(Bytes::from(data.clone().into_bytes())),
         (None, Some(file)) => Some(read(file)?),
         (None, None) => None,
     };
+    if let (Some(file), Some(event)) = (&args.event, &body) {
+        check_event(event).map_err(|why| CliError::new(format!("{} is not a CloudEvent: {why}", file.display())))?;
+    }
     let default = if body.is_some() { "POST" } else { "GET" };
     let text = args.method.as_deref().unwrap_or(default);
     let method = Method::from_bytes(text.to_ascii_uppercase().as_bytes());
@@ -222,10 +229,21 @@ fn request(args: &InvokeArgs) -> Result<Call, CliError> {
     }
     let body = body.unwrap_or_default();
     if !body.is_empty() && !headers.contains_key("content-type") {
-        headers.insert("content-type", HeaderValue::from_static(guess(&body)));
+        let content_type = if args.event.is_some() { "application/cloudevents+json" } else { guess(&body) };
+        headers.insert("content-type", HeaderValue::from_static(content_type));
     }
     let path = if args.path.starts_with('/') { args.path.clone() } else { format!("/{}", args.path) };
     Ok(Call { method, host: String::new(), path, headers, body })
+}
+
+/// What every event must say; the rest is the function's to judge.
+fn check_event(event: &[u8]) -> Result<(), String> {
+    let event: Value = serde_json::from_slice(event).map_err(|error| format!("it is not JSON: {error}"))?;
+    let missing = |name: &&str| event.get(name).and_then(Value::as_str).is_none_or(str::is_empty);
+    match ["specversion", "type", "source", "id"].into_iter().find(missing) {
+        Some(name) => Err(format!("it has no text {name:?}; colibri init --template cloudevent writes a sample")),
+        None => Ok(()),
+    }
 }
 
 /// JSON is sent as JSON.
@@ -327,6 +345,27 @@ mod tests {
         assert_eq!((call.method, call.path.as_str()), (Method::PUT, "/b?c=d"));
         assert_eq!(call.headers.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
         assert_eq!(call.headers["content-type"], "text/plain; charset=utf-8");
+    }
+
+    #[test]
+    fn an_event_is_sent_as_it_is_and_another_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let send = |text: &str| {
+            let file = dir.path().join("event.json");
+            std::fs::write(&file, text).unwrap();
+            let line = Line::try_parse_from(["invoke", "name", "--event", file.to_str().unwrap()]).unwrap();
+            request(&line.args)
+        };
+        let event = r#"{"specversion": "1.0", "type": "a", "source": "/b", "id": "1"}"#;
+        let call = send(event).unwrap();
+        assert_eq!((call.method, call.body), (Method::POST, Bytes::from(event)));
+        assert_eq!(call.headers["content-type"], "application/cloudevents+json");
+        for (text, expected) in
+            [("a", "it is not JSON"), ("{}", "it has no text \"specversion\""), ("[]", "it has no text")]
+        {
+            let error = send(text).err().unwrap();
+            assert!(error.message.contains(expected), "{error}");
+        }
     }
 
     #[test]

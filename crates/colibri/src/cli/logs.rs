@@ -56,6 +56,23 @@ pub struct LogsArgs {
     target: Target,
 }
 
+impl LogsArgs {
+    /// Everything from a moment on, of whatever instances there will be.
+    pub fn following(name: &str, since: Timestamp, target: Target) -> Self {
+        Self {
+            name: name.to_owned(),
+            follow: true,
+            tail: None,
+            since: None,
+            since_time: Some(since),
+            version: None,
+            previous: false,
+            timestamps: false,
+            target,
+        }
+    }
+}
+
 /// Prints the logs of all instances; with more than one, each line names its instance.
 pub async fn run(args: LogsArgs) -> Result<(), CliError> {
     let access = args.target.open().await?;
@@ -127,9 +144,15 @@ async fn stream(pods: Api<Pod>, name: String, args: LogsArgs, prefixed: bool) ->
     let opened = loop {
         match pods.log_stream(&name, &params).await {
             Ok(opened) => break opened,
-            // The instance's container has not started yet.
-            Err(kube::Error::Api(status)) if args.follow && status.code == 400 => tokio::time::sleep(LOOK).await,
-            Err(kube::Error::Api(status)) if args.follow && status.code == 404 => return Ok(()),
+            // The node does not know the instance yet, or its container has not started.
+            Err(kube::Error::Api(status)) if args.follow && (status.code == 400 || status.code >= 404) => {
+                let there =
+                    pods.get_opt(&name).await.map_err(|error| CliError::api(&format!("read {name}"), &error))?;
+                if there.is_none() {
+                    return Ok(());
+                }
+                tokio::time::sleep(LOOK).await;
+            }
             Err(error) => return Err(CliError::api(&format!("read the log of {name}"), &error)),
         }
     };

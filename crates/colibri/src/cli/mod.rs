@@ -20,9 +20,11 @@ mod deploy;
 mod describe;
 mod doctor;
 mod domain;
+mod env;
 mod error;
 mod http;
 mod image;
+mod init;
 mod invoke;
 mod kubeconfig;
 mod list;
@@ -30,10 +32,13 @@ mod logs;
 #[cfg(test)]
 mod manual;
 mod output;
+mod secret;
 mod seen;
 mod style;
 mod table;
+mod traffic;
 mod uploads;
+mod versions;
 mod workload;
 
 use std::process::ExitCode;
@@ -44,8 +49,12 @@ use clap::Subcommand;
 /// Commands that talk to a running platform.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
+    /// Write a function to begin with
+    Init(init::InitArgs),
     /// Deploy a function from a folder or a file, and wait until it is ready
     Deploy(deploy::DeployArgs),
+    /// Deploy a folder again at each save, with errors and logs in the terminal
+    Dev(deploy::dev::DevArgs),
     /// List functions and Knative services
     List(list::ListArgs),
     /// Show everything about a function or a service
@@ -54,6 +63,19 @@ pub enum Command {
     Invoke(invoke::InvokeArgs),
     /// Show the logs of a function's or a service's instances
     Logs(logs::LogsArgs),
+    /// List what was deployed of a function or a service, newest first
+    Versions(versions::VersionsArgs),
+    /// Show what one version changed against another
+    Diff(versions::DiffArgs),
+    /// Show or change how traffic is split over versions
+    Traffic(traffic::TrafficArgs),
+    /// Let an earlier version serve again
+    Rollback(traffic::RollbackArgs),
+    /// Show or change the environment of a function or a service
+    Env(env::EnvArgs),
+    /// Set, list and delete secrets
+    #[command(visible_alias = "secrets")]
+    Secret(secret::SecretArgs),
     /// Delete functions or services
     Delete(delete::DeleteArgs),
     /// Let domains of your own lead to services and functions
@@ -75,11 +97,19 @@ pub async fn run(command: Command) -> ExitCode {
     // An error means that a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let result = match command {
+        Command::Init(args) => init::run(&args),
         Command::Deploy(args) => deploy::run(args).await,
+        Command::Dev(args) => deploy::dev::run(args).await,
         Command::List(args) => list::run(args).await,
         Command::Describe(args) => describe::run(args).await,
         Command::Invoke(args) => invoke::run(args).await,
         Command::Logs(args) => logs::run(args).await,
+        Command::Versions(args) => versions::run(args).await,
+        Command::Diff(args) => versions::diff(args).await,
+        Command::Traffic(args) => traffic::run(args).await,
+        Command::Rollback(args) => traffic::rollback(args).await,
+        Command::Env(args) => env::run(args).await,
+        Command::Secret(args) => secret::run(args).await,
         Command::Delete(args) => delete::run(args).await,
         Command::Domain(args) => domain::run(args).await,
         Command::Image(args) => image::run(args).await,

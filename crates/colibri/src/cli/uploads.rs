@@ -62,6 +62,22 @@ impl Stores {
         Ok(answer)
     }
 
+    /// GETs from the first store that has it.
+    ///
+    /// # Errors
+    ///
+    /// What the last store says when all refuse.
+    pub async fn bytes(&self, path: &str) -> Result<Bytes, CliError> {
+        let mut refusal = None;
+        for store in &self.paths {
+            match http::get_bytes(&self.client, &format!("{store}/{path}")).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => refusal = Some(error),
+            }
+        }
+        Err(refusal.unwrap_or_else(|| CliError::new("no node keeps code")))
+    }
+
     /// GETs from every store; the `items` of all, each once.
     ///
     /// # Errors

@@ -36,6 +36,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use client::images::{ImageError, ImageResolver, RegistryAuth};
 use futures::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
@@ -278,6 +279,24 @@ impl Images {
     /// Whether a namespace uploaded this archive.
     pub fn has_archive(&self, namespace: &str, digest: &Digest) -> bool {
         self.inner.has_archive(namespace, digest)
+    }
+
+    /// The bytes of an archive that a namespace uploaded; `None` if it did not.
+    ///
+    /// # Errors
+    ///
+    /// [`ImagesError`], when it is longer than `limit_bytes` or cannot be read.
+    pub async fn archive(
+        &self,
+        namespace: &str,
+        digest: Digest,
+        limit_bytes: u64,
+    ) -> Result<Option<Bytes>, ImagesError> {
+        let inner = Arc::clone(&self.inner);
+        if !inner.has_archive(namespace, &digest) {
+            return Ok(None);
+        }
+        error::blocking(move || Ok(Some(inner.cas.read(&digest, limit_bytes)?))).await
     }
 
     /// Takes an archive from a namespace; false if it had none. The content stays until [`Images::collect`].

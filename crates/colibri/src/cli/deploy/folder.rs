@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use functions::pack::{ARCHIVE_LIMIT_BYTES, FILES_LIMIT, File, PackError};
 
 use super::ignore::Ignore;
+
+/// Files that are no code, and change what is deployed.
+const SETTINGS: [&str; 4] = ["function.yml", "function.yaml", ".colibriignore", ".gitignore"];
 
 /// Why a folder cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -33,21 +37,45 @@ pub enum FolderError {
 
 /// Every file below `root` that is not left out by `.colibriignore`, or by `.gitignore` where that is not there.
 pub fn read(root: &Path) -> Result<BTreeMap<String, File>, FolderError> {
-    let text = ["/.colibriignore", "/.gitignore"]
-        .iter()
-        .find_map(|name| fs::read_to_string(format!("{}{name}", root.display())).ok());
     let real_root = fs::canonicalize(root).map_err(|source| FolderError::Read { path: root.to_path_buf(), source })?;
-    let mut reader = Reader {
-        ignore: Ignore::new(&text.unwrap_or_default()),
-        root: real_root.clone(),
-        files: BTreeMap::new(),
-        bytes: 0,
-    };
+    let mut reader =
+        Reader { ignore: Ignore::new(&ignored(root)), root: real_root.clone(), files: BTreeMap::new(), bytes: 0 };
     let mut folders = vec![(real_root, String::new())];
     while let Some((folder, prefix)) = folders.pop() {
         reader.folder(&folder, &prefix, &mut folders)?;
     }
     Ok(reader.files)
+}
+
+/// When each file of an upload was changed last, and how long it is; `function.yml` and the ignore file are among them.
+/// What cannot be read is left out.
+pub fn stamps(root: &Path) -> BTreeMap<PathBuf, (SystemTime, u64)> {
+    let ignore = Ignore::new(&ignored(root));
+    let mut found = BTreeMap::new();
+    let mut folders = vec![(root.to_path_buf(), String::new())];
+    while let Some((folder, prefix)) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let Ok(metadata) = fs::metadata(entry.path()) else { continue };
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            let is_setting = SETTINGS.contains(&name.as_str());
+            if found.len() >= FILES_LIMIT || (!is_setting && ignore.leaves_out(&name, metadata.is_dir())) {
+                continue;
+            }
+            if metadata.is_file() {
+                let changed = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                found.insert(entry.path(), (changed, metadata.len()));
+            } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !entry.path().join("pyvenv.cfg").exists() {
+                folders.push((entry.path(), format!("{name}/")));
+            }
+        }
+    }
+    found
+}
+
+/// The text of the file that says what stays out.
+fn ignored(root: &Path) -> String {
+    let mut texts = [".colibriignore", ".gitignore"].iter().filter_map(|name| fs::read_to_string(root.join(name)).ok());
+    texts.next().unwrap_or_default()
 }
 
 struct Reader {

@@ -1,18 +1,22 @@
 //! `colibri deploy`.
 
+pub mod dev;
 mod folder;
 mod ignore;
 mod manifest;
 mod progress;
 
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::functions::{Archive, Function, Source, admission};
 use api::serving::Service;
 use clap::Args;
-use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, ResourceExt};
+use kube::api::{Patch, PatchParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -22,11 +26,10 @@ use super::access::{Access, Target};
 use super::error::{CliError, causes};
 use super::output::{Format, OutputArgs};
 use super::uploads::Stores;
-use super::{invoke, output};
+use super::workload::Workload;
+use super::{invoke, output, traffic};
 
-/// Tries to write a Function that somebody else changes too.
-const TRIES: usize = 5;
-/// Who owns the fields of a Service that this command wrote.
+/// Who owns the fields that this command wrote.
 const FIELD_MANAGER: &str = "colibri";
 
 /// Arguments of `colibri deploy`.
@@ -115,9 +118,19 @@ fn prepare(dir: &Path, document: Document) -> Result<Prepared, CliError> {
     Ok(Prepared { document: Document::Function(function), archive })
 }
 
-/// Deploys one; the object as it is then.
-async fn deploy(args: &DeployArgs, access: &Access, prepared: Prepared) -> Result<Value, CliError> {
-    let mut stages = Stages::start();
+/// What was written.
+struct Sent {
+    /// To the namespace that it went to.
+    access: Access,
+    /// `function` or `service`.
+    kind: &'static str,
+    name: String,
+    /// `created`, `changed` or `unchanged`.
+    change: &'static str,
+}
+
+/// Uploads and writes one.
+async fn send(target: &Target, access: &Access, prepared: Prepared, stages: &mut Stages) -> Result<Sent, CliError> {
     let (name, own_namespace) = match &prepared.document {
         Document::Function(function) => (function.name_any(), function.namespace()),
         Document::Service(service) => {
@@ -125,7 +138,7 @@ async fn deploy(args: &DeployArgs, access: &Access, prepared: Prepared) -> Resul
             (text("name").unwrap_or_default(), text("namespace"))
         }
     };
-    let namespace = args.target.namespace.clone().or(own_namespace).unwrap_or_else(|| access.namespace.clone());
+    let namespace = target.namespace.clone().or(own_namespace).unwrap_or_else(|| access.namespace.clone());
     let access = Access { namespace, ..access.clone() };
     let (kind, change) = match prepared.document {
         Document::Function(mut function) => {
@@ -141,13 +154,20 @@ async fn deploy(args: &DeployArgs, access: &Access, prepared: Prepared) -> Resul
                 eprintln!("warning: {ignored}");
             }
             service["metadata"]["namespace"] = access.namespace.clone().into();
-            ("service", apply(&access, &name, &service).await?)
+            ("service", apply::<Service>(&access, &name, &service).await?)
         }
     };
+    Ok(Sent { access, kind, name, change })
+}
+
+/// Deploys one; the object as it is then.
+async fn deploy(args: &DeployArgs, access: &Access, prepared: Prepared) -> Result<Value, CliError> {
+    let mut stages = Stages::start();
+    let Sent { access, kind, name, change } = send(&args.target, access, prepared, &mut stages).await?;
     stages.say(&format!("{kind} {name} {change}"));
     let name = format!("{kind}/{name}");
     if args.no_wait {
-        return Ok(super::workload::Workload::find(&access, &name).await?.object());
+        return Ok(Workload::find(&access, &name).await?.object());
     }
     let ready = progress::wait(&access, &name, Instant::now() + args.timeout, &mut stages).await?;
     if args.output.output == Format::Table {
@@ -191,13 +211,16 @@ async fn upload(access: &Access, archive: Packed) -> Result<String, CliError> {
     }
 }
 
-/// Creates or changes the Service, by server-side apply: what others set stays.
-async fn apply(access: &Access, name: &str, service: &Value) -> Result<&'static str, CliError> {
-    let api: Api<Service> = Api::namespaced(access.client.clone(), &access.namespace);
-    let failed = |error| CliError::api(&format!("write service {name}"), &error);
-    let before = api.get_opt(name).await.map_err(failed)?.and_then(|found| found.metadata.generation);
+/// Creates or changes a Function or a Service, by server-side apply: what others set stays.
+async fn apply<K>(access: &Access, name: &str, object: &Value) -> Result<&'static str, CliError>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(access.client.clone(), &access.namespace);
+    let failed = |error| CliError::api(&format!("write {name}"), &error);
+    let before = api.get_opt(name).await.map_err(failed)?.and_then(|found| found.meta().generation);
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    let after = api.patch(name, &params, &Patch::Apply(service)).await.map_err(failed)?.metadata.generation;
+    let after = api.patch(name, &params, &Patch::Apply(object)).await.map_err(failed)?.meta().generation;
     Ok(match before {
         None => "created",
         Some(before) if after == Some(before) => "unchanged",
@@ -205,48 +228,51 @@ async fn apply(access: &Access, name: &str, service: &Value) -> Result<&'static 
     })
 }
 
-/// Creates or changes the Function: `created`, `changed` or `unchanged`.
-async fn write(access: &Access, wanted: &Function) -> Result<&'static str, CliError> {
+/// Creates or changes a Function.
+async fn write(access: &Access, function: &Function) -> Result<&'static str, CliError> {
     let api: Api<Function> = Api::namespaced(access.client.clone(), &access.namespace);
-    let name = wanted.name_any();
-    let params = PostParams::default();
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let present = api.get_opt(&name).await.map_err(|error| CliError::api(&format!("read {name}"), &error))?;
-        let (result, word) = match present {
-            None => (api.create(&params, wanted).await, "created"),
-            Some(present) => {
-                let merged = merge(&present, wanted);
-                if merged == present {
-                    return Ok("unchanged");
-                }
-                (api.replace(&name, &params, &merged).await, "changed")
-            }
-        };
-        match result {
-            Ok(_) => return Ok(word),
-            Err(kube::Error::Api(status)) if status.code == 409 && tries < TRIES => {}
-            Err(error) => return Err(CliError::api(&format!("write {name}"), &error)),
-        }
+    let name = function.name_any();
+    let present = api.get_opt(&name).await.map_err(|error| CliError::api(&format!("read {name}"), &error))?;
+    let applied = applied(function, present.as_ref());
+    let others = present.map(|present| sources_of_others(&present, &applied)).unwrap_or_default();
+    if !others.is_empty() {
+        // Only one source may be there, and applying takes nothing away that somebody else wrote.
+        let mut source = applied["spec"]["source"].clone();
+        others.into_iter().for_each(|other| source[other] = Value::Null);
+        let patch = Patch::Merge(serde_json::json!({ "spec": { "source": source } }));
+        let patched = api.patch(&name, &PatchParams::default(), &patch).await;
+        patched.map_err(|error| CliError::api(&format!("write {name}"), &error))?;
     }
+    apply::<Function>(access, &name, &applied).await
 }
 
-/// The present object with the wanted spec, and with the wanted labels and annotations beside its own.
-fn merge(present: &Function, wanted: &Function) -> Function {
-    let mut merged = present.clone();
-    merged.spec = wanted.spec.clone();
-    if let Some(labels) = &wanted.metadata.labels {
-        merged.labels_mut().extend(labels.clone());
+/// Sources of the Function as it is that this command did not write and does not want.
+fn sources_of_others(present: &Function, wanted: &Value) -> Vec<String> {
+    let entries = present.metadata.managed_fields.iter().flatten();
+    let own = entries
+        .filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.operation.as_deref() == Some("Apply"))
+        .find_map(|entry| entry.fields_v1.as_ref())
+        .and_then(|fields| fields.0.get("f:spec")?.get("f:source"));
+    let source = serde_json::to_value(&present.spec.source).unwrap_or_default();
+    let names = source.as_object().into_iter().flatten().map(|(name, _)| name.clone());
+    names
+        .filter(|name| wanted["spec"]["source"].get(name).is_none())
+        .filter(|name| own.is_none_or(|own| own.get(format!("f:{name}")).is_none()))
+        .collect()
+}
+
+/// What is applied of a Function. Where it does not speak of traffic, the newest version gets all that was split, and
+/// tags stay.
+fn applied(function: &Function, present: Option<&Function>) -> Value {
+    let mut function = function.clone();
+    if function.spec.traffic.is_empty() {
+        function.spec.traffic = present.map(|present| traffic::to_latest(&present.spec.traffic)).unwrap_or_default();
     }
-    if let Some(annotations) = &wanted.metadata.annotations {
-        merged.annotations_mut().extend(annotations.clone());
-    }
-    merged
+    Workload::Function(Box::new(function)).object()
 }
 
 /// A folder's name as a function's: what does not fit becomes `-`.
-fn folder_name(dir: &Path) -> String {
+pub fn folder_name(dir: &Path) -> String {
     let real = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf());
     let name = real.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
     let fit = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' };
@@ -269,17 +295,49 @@ mod tests {
     }
 
     #[test]
-    fn a_change_keeps_what_others_wrote() {
-        let object = |labels: serde_json::Value, runtime: &str| -> Function {
-            serde_json::from_value(serde_json::json!({
-                "metadata": {"name": "a", "resourceVersion": "7", "labels": labels}, "spec": {"runtime": runtime},
-            }))
-            .unwrap()
+    fn a_change_serves_at_once_and_keeps_tags() {
+        let object = |traffic: serde_json::Value| -> Function {
+            let function = serde_json::json!({"metadata": {}, "spec": {"runtime": "python", "traffic": traffic}});
+            serde_json::from_value(function).unwrap()
         };
-        let merged = merge(
-            &object(serde_json::json!({"by": "others"}), "python"),
-            &object(serde_json::json!({"mine": "1"}), "binary"),
-        );
-        assert_eq!(merged, object(serde_json::json!({"by": "others", "mine": "1"}), "binary"));
+        let none = serde_json::json!([]);
+        let pinned = serde_json::json!([{"revisionName": "a-00001", "latestRevision": false, "percent": 100}]);
+        let tagged = serde_json::json!([
+            {"revisionName": "a-00001", "latestRevision": false, "percent": 100, "tag": "old"},
+            {"latestRevision": true, "tag": "new"},
+        ]);
+        let after = serde_json::json!([
+            {"latestRevision": true, "percent": 100},
+            {"revisionName": "a-00001", "latestRevision": false, "tag": "old"},
+            {"latestRevision": true, "tag": "new"},
+        ]);
+        let latest = serde_json::json!([{"latestRevision": true, "percent": 100}]);
+        for (present, wanted, expected) in
+            [(&none, &none, &none), (&pinned, &none, &latest), (&none, &pinned, &pinned), (&tagged, &none, &after)]
+        {
+            let found = applied(&object(wanted.clone()), Some(&object(present.clone())));
+            let found = found["spec"].get("traffic").cloned().unwrap_or_else(|| none.clone());
+            assert_eq!(&found, expected, "{present} {wanted}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_somebody_else_wrote_is_taken_away() {
+        let present = |managed: serde_json::Value| -> Function {
+            let function = serde_json::json!({"metadata": {"managedFields": managed},
+                "spec": {"runtime": "python", "source": {"inline": {"main.py": ""}}}});
+            serde_json::from_value(function).unwrap()
+        };
+        let by = |manager: &str, operation: &str| {
+            let fields = serde_json::json!({"f:spec": {"f:source": {"f:inline": {"f:main.py": {}}}}});
+            serde_json::json!([{"manager": manager, "operation": operation, "fieldsV1": fields}])
+        };
+        let archive = serde_json::json!({"spec": {"source": {"archive": {"digest": "sha256:1"}}}});
+        let inline = serde_json::json!({"spec": {"source": {"inline": {"main.py": "1"}}}});
+        let none: [&str; 0] = [];
+        assert_eq!(sources_of_others(&present(by("kubectl", "Apply")), &archive), ["inline"]);
+        assert_eq!(sources_of_others(&present(by("colibri", "Update")), &archive), ["inline"]);
+        assert_eq!(sources_of_others(&present(by("colibri", "Apply")), &archive), none);
+        assert_eq!(sources_of_others(&present(by("kubectl", "Apply")), &inline), none);
     }
 }

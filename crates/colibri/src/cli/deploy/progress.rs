@@ -17,7 +17,7 @@ use crate::cli::style::Style;
 use crate::cli::workload::Workload;
 
 /// Time between two looks.
-const STEP: Duration = Duration::from_millis(60);
+const STEP: Duration = Duration::from_millis(25);
 /// Without a terminal: how long a stage lasts until it is said what is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -162,6 +162,7 @@ pub struct Stages {
     waiting: String,
     style: Style,
     terminal: bool,
+    quiet: bool,
 }
 
 impl Stages {
@@ -175,7 +176,13 @@ impl Stages {
             waiting: String::new(),
             style: Style::stderr(),
             terminal: std::io::stderr().is_terminal(),
+            quiet: false,
         }
+    }
+
+    /// As [`Stages::start`], and nothing is printed but what [`Stages::say`] is given.
+    pub fn quiet() -> Self {
+        Self { quiet: true, terminal: false, ..Self::start() }
     }
 
     /// The last stage that was reached.
@@ -193,6 +200,9 @@ impl Stages {
         self.done.push(stage);
         self.since = now;
         self.waiting.clear();
+        if self.quiet {
+            return;
+        }
         let line = format!("  {} {stage:<10} {took:>8}  {}", self.style.good("+"), self.style.dim(detail));
         self.say(line.trim_end());
     }
@@ -211,7 +221,7 @@ impl Stages {
             eprint!("\r\x1b[K  {} {:<10} {:>8}  {what}", self.style.warning("-"), "waiting", shown(waited));
             // What is not shown now is shown by the next one.
             let _ = std::io::stderr().flush();
-        } else if waited >= PATIENCE && self.waiting != what {
+        } else if !self.quiet && waited >= PATIENCE && self.waiting != what {
             what.clone_into(&mut self.waiting);
             eprintln!("  - {:<10} {:>8}  {what}", "waiting", shown(waited));
         }
@@ -225,12 +235,15 @@ impl Stages {
     }
 
     fn finish(&self) {
+        if self.quiet {
+            return;
+        }
         self.say(&format!("{} in {}", self.style.good("ready"), shown(self.began.elapsed())));
     }
 }
 
 /// `12 ms`, `3.4 s`, `2m5s`.
-fn shown(time: Duration) -> String {
+pub fn shown(time: Duration) -> String {
     match time.as_millis() {
         0..1_000 => format!("{} ms", time.as_millis()),
         1_000..60_000 => format!("{:.1} s", time.as_secs_f64()),

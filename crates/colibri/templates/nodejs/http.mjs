@@ -1,0 +1,4 @@
+export function handle(request) {
+  const { name = "world" } = request.query;
+  return `hello ${name}\n`;
+}
