@@ -6,6 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,7 +16,9 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::answer::{self, Failure};
-use crate::revision::{Shared, Slot};
+use crate::cause::Cause;
+use crate::record::Record;
+use crate::revision::Slot;
 use crate::upstream::Http1;
 
 /// Any error of a body.
@@ -54,17 +57,19 @@ pub struct RequestBody {
     inner: Option<Incoming>,
     left: Option<u64>,
     limit_bytes: u64,
+    /// Counts what comes, where somebody wants to know.
+    received: Option<Arc<AtomicU64>>,
 }
 
 impl RequestBody {
     /// No body.
     pub fn empty() -> Self {
-        Self { inner: None, left: None, limit_bytes: 0 }
+        Self { inner: None, left: None, limit_bytes: 0, received: None }
     }
 
-    /// The client's body, with a limit.
-    pub fn new(inner: Incoming, limit_bytes: Option<u64>) -> Self {
-        Self { inner: Some(inner), left: limit_bytes, limit_bytes: limit_bytes.unwrap_or_default() }
+    /// The client's body, with a limit, counted into `received`.
+    pub fn new(inner: Incoming, limit_bytes: Option<u64>, received: Option<Arc<AtomicU64>>) -> Self {
+        Self { inner: Some(inner), left: limit_bytes, limit_bytes: limit_bytes.unwrap_or_default(), received }
     }
 }
 
@@ -81,6 +86,9 @@ impl Body for RequestBody {
             Some(Err(error)) => return Poll::Ready(Some(Err(BodyError::Broken(error)))),
             None => return Poll::Ready(None),
         };
+        if let (Some(received), Some(data)) = (&self.received, frame.data_ref()) {
+            received.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
         if let (Some(left), Some(data)) = (self.left, frame.data_ref()) {
             match left.checked_sub(data.len() as u64) {
                 Some(rest) => self.left = Some(rest),
@@ -161,14 +169,15 @@ impl Body for ResponseBody {
 /// The body of an instance's response, with all that must end with it.
 pub struct Flow {
     incoming: Incoming,
-    // In this order: the connection is kept before the slot is given back, so that the next request finds it.
+    // In this order: the connection is kept and the request is told of before the slot is given back.
     connection: Option<Box<Http1>>,
+    record: Record,
     slot: Slot,
-    shared: Arc<Shared>,
-    status: u16,
     end: End,
     timer: Option<Pin<Box<Sleep>>>,
     ended: bool,
+    /// Whether the client gets it.
+    wanted: bool,
 }
 
 /// When and how a response ends that takes too long.
@@ -183,16 +192,14 @@ pub struct End {
 }
 
 impl Flow {
-    /// The body of a response that carries `status`.
-    pub fn new(
-        incoming: Incoming,
-        connection: Option<Box<Http1>>,
-        slot: Slot,
-        shared: Arc<Shared>,
-        status: u16,
-        end: End,
-    ) -> Self {
-        Self { incoming, connection, slot, shared, status, end, timer: None, ended: false }
+    /// The body of a response.
+    pub fn new(incoming: Incoming, connection: Option<Box<Http1>>, slot: Slot, record: Record, end: End) -> Self {
+        Self { incoming, connection, record, slot, end, timer: None, ended: false, wanted: true }
+    }
+
+    /// The client gets the head only.
+    pub fn discard(&mut self) {
+        self.wanted = false;
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -211,11 +218,17 @@ impl Flow {
                 if let (Some(timer), Some(idle)) = (&mut self.timer, self.end.idle_timeout) {
                     timer.as_mut().reset(self.end.deadline.min(Instant::now() + idle));
                 }
+                match frame.data_ref() {
+                    Some(data) => self.record.sent(data.len()),
+                    // Nothing comes behind trailers, and not everyone asks.
+                    None => self.ended = true,
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
                 self.ended = true;
                 self.connection = None;
+                self.record.error(Cause::of_exchange(&error));
                 Poll::Ready(Some(Err(BodyError::Broken(error))))
             }
             Poll::Ready(None) => {
@@ -239,6 +252,7 @@ impl Flow {
         std::task::ready!(timer.as_mut().poll(cx));
         self.ended = true;
         self.connection = None;
+        self.record.error(Cause::ResponseTimeout);
         if self.incoming.size_hint().exact().is_some() {
             return Poll::Ready(Some(Err(BodyError::Timeout)));
         }
@@ -253,13 +267,12 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take()
-            && (self.ended || self.incoming.is_end_stream())
-        {
-            self.slot.upstream.keep(connection, &self.shared.pool);
+        let complete = self.ended || self.incoming.is_end_stream();
+        if !complete && self.wanted && self.record.has_body() {
+            self.record.error(Cause::ClientGone);
         }
-        if let Some(metrics) = self.slot.revision.metrics.load().as_deref() {
-            metrics.ended(self.status, self.slot.arrived.elapsed());
+        if let Some(connection) = self.connection.take().filter(|_| complete) {
+            self.slot.upstream.keep(connection, &self.record.shared().pool);
         }
     }
 }

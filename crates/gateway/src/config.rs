@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::access_log::{Sink, Stdout};
 use crate::transport::{Dialer, Tcp};
 
 /// Limits and times of the gateway. `Default` is the documented default.
@@ -24,6 +25,8 @@ pub struct Config {
     pub attempts: u32,
     /// Whether responses carry `Server-Timing`. Default true.
     pub server_timing: bool,
+    /// Where the access log goes while it is on. Default the process's standard output.
+    pub access_log: Arc<dyn Sink>,
     /// Opens the connections to instances. Default TCP.
     pub dialer: Arc<dyn Dialer>,
     /// Seed of all random choices (traffic split, choice of instance, request ids). Default 0; the binary hands in
@@ -42,6 +45,7 @@ impl Default for Config {
             idle_connection_timeout: Duration::from_secs(60),
             attempts: 8,
             server_timing: true,
+            access_log: Arc::new(Stdout),
             dialer: Arc::new(Tcp),
             seed: 0,
         }

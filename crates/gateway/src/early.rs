@@ -4,21 +4,15 @@
 //! of it is its head, as [`crate::wire`] has passed it.
 
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header};
-use tokio::time::Instant;
 
 use crate::answer::Failure;
+use crate::proxy::Arrival;
 use crate::revision::Slot;
 
 /// What was done for a request before the codec had it.
 pub struct Early {
-    /// When it arrived.
-    pub arrived: Instant,
-    /// When its revision was known.
-    pub routed: Instant,
-    /// Whether a tag was asked for that does not exist.
-    pub untagged: bool,
-    /// Its revision.
-    pub revision: std::sync::Arc<crate::revision::Revision>,
+    /// The request.
+    pub arrival: Arrival,
     /// Its slot, or why it has none.
     pub slot: Result<Slot, Failure>,
 }

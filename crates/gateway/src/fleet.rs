@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::certificates;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Target};
 use crate::revision::{PodSeen, Revision, Shared};
 use crate::routes::hosts_of;
 use crate::settings::Settings;
@@ -177,8 +177,8 @@ impl Fleet {
             return false;
         }
         entry.and_then(|entry| entry.public.clone()).filter(|_| !is_own).is_some_and(|targets| {
-            let known = |revision: &Revision| revision.settings.load().is_some();
-            !targets.shares().is_empty() && targets.shares().iter().all(|(_, revision)| known(revision))
+            let known = |target: &Target| target.revision.settings.load().is_some();
+            !targets.shares().is_empty() && targets.shares().iter().all(|(_, target)| known(target))
         })
     }
 
@@ -268,6 +268,10 @@ impl Fleet {
                 self.shared.tag_header.store(on, Ordering::Relaxed);
             }
             Some(config::gateway::NAME) => self.shared.clients.set_limits(self.live.get().gateway.clone()),
+            Some(config::observability::NAME) => {
+                let (tasks, abort) = (&self.shared.background, &self.shared.abort);
+                self.shared.telemetry.set(&self.live.get().observability, tasks, abort);
+            }
             Some(config::network::NAME) => {
                 for route in self.routes.list() {
                     self.look_at(&ObjectKey::of(route.as_ref()));
@@ -310,7 +314,13 @@ impl Fleet {
 
     fn route(&self, id: RouteId, route: Option<&Route>) {
         let claims = route.map(|route| hosts_of(route, &self.live.get().network)).unwrap_or_default();
-        self.proxy.table.set(&id, &claims, |revision| self.revision(revision));
+        let metrics = self.shared.metrics.of_route(&id);
+        self.proxy
+            .table
+            .set(&id, &claims, |revision| Target { revision: self.revision(revision), route: metrics.clone() });
+        if route.is_none() {
+            self.shared.metrics.forget_route(&id);
+        }
         let routed = route.and_then(|route| route.status.as_ref()).filter(|s| s.url.is_some());
         match routed.and_then(|status| status.observed_generation) {
             Some(generation) => {

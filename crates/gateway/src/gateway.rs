@@ -27,6 +27,7 @@ use crate::proxy::{HostHandler, Proxy};
 use crate::random::Random;
 use crate::revision::Shared;
 use crate::routes::Table;
+use crate::telemetry::Telemetry;
 use crate::transport::Duplex;
 use crate::upstream::PoolLimits;
 
@@ -58,11 +59,13 @@ impl Gateway {
             idle_timeout: config.idle_connection_timeout,
         };
         let connections = Arc::new(Semaphore::new(config.clients.connections));
+        let metrics = Metrics::new();
         let shared = Arc::new(Shared {
+            telemetry: Telemetry::new(config.access_log.clone(), &metrics),
             random: Random::new(config.seed),
             pool,
             autoscaler,
-            metrics: Metrics::new(),
+            metrics,
             tasks: TaskTracker::new(),
             background: TaskTracker::new(),
             stop,
@@ -202,4 +205,5 @@ async fn end(shared: Arc<Shared>) {
     shared.background.close();
     shared.tasks.wait().await;
     shared.background.wait().await;
+    shared.telemetry.close().await;
 }

@@ -1,7 +1,7 @@
 //! What a proxy does to header fields.
 //!
 //! Sources: RFC 9110 section 7.6.1 (fields of one hop), RFC 7239 (`Forwarded`), Knative runtime contract (`Host`,
-//! `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Proto`), W3C Trace Context (`traceparent`).
+//! `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Proto`).
 
 use std::net::IpAddr;
 
@@ -13,12 +13,12 @@ use parking_lot::Mutex;
 
 use crate::answer::Failure;
 use crate::routes::{HOST_LIMIT_BYTES, normalise};
+use crate::trace::Trace;
 
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// Asks whether the host is routed.
@@ -61,6 +61,16 @@ impl Peer {
     /// Whether the client speaks TLS, with the gateway or with a proxy before it. It deceives nobody but itself.
     pub fn is_secure(&self, headers: &HeaderMap) -> bool {
         self.proto == "https" || headers.get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https")
+    }
+
+    /// Its address.
+    pub fn address(&self) -> &HeaderValue {
+        &self.address
+    }
+
+    /// `https` where it speaks TLS, else `http`.
+    pub fn scheme(&self) -> &'static str {
+        self.proto
     }
 
     fn forwarded(&self, host: &HeaderValue) -> Option<HeaderValue> {
@@ -115,8 +125,8 @@ pub fn upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
     (asked && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
 }
 
-/// Makes the head that is sent on: no fields of this hop, Host kept, the client named, a trace begun if none is.
-pub fn to_workload(head: &mut request::Parts, peer: &Peer, trace: impl FnOnce() -> [u64; 3]) {
+/// Makes the head that is sent on: no fields of this hop, Host kept, the client named, the trace said.
+pub fn to_workload(head: &mut request::Parts, peer: &Peer, trace: &Trace) {
     let trailers = lists(&head.headers, &header::TE, "trailers");
     remove_hop_fields(&mut head.headers);
     remove_claims(&mut head.headers, peer.trusted);
@@ -144,9 +154,7 @@ pub fn to_workload(head: &mut request::Parts, peer: &Peer, trace: impl FnOnce() 
         headers.entry(X_FORWARDED_HOST).or_insert(host);
     }
     headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(peer.proto));
-    if let Entry::Vacant(vacant) = headers.entry(TRACEPARENT) {
-        vacant.insert(traceparent(trace()));
-    }
+    trace.write(headers);
 }
 
 /// Removes what only a proxy may say of a client, unless a trusted one says it, and fields that servers take for others:
@@ -232,13 +240,6 @@ pub fn to_http2<B>(request: &mut Request<B>) {
     *request.version_mut() = Version::HTTP_2;
 }
 
-/// The trace id in a `traceparent`, which serves as the request's id.
-pub fn trace_id(headers: &HeaderMap) -> &str {
-    let text = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let id = text.split('-').nth(1).unwrap_or_default();
-    if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) { id } else { "-" }
-}
-
 /// Whether a list-valued field names `token`.
 pub fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
@@ -300,26 +301,12 @@ fn origin_form(uri: &Uri, method: &Method) -> Uri {
     path.cloned().map_or(Uri::from_static("/"), Uri::from)
 }
 
-fn traceparent([high, low, span]: [u64; 3]) -> HeaderValue {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    let mut write = |at: usize, number: u64| {
-        for digit in 0..16 {
-            text[at + digit] = HEX[(number >> (60 - 4 * digit)) as usize & 15];
-        }
-    };
-    // Neither id may be all zeros.
-    write(3, high);
-    write(19, low | 1);
-    write(36, span | 1);
-    HeaderValue::from_bytes(&text).expect("digits and dashes are a valid header value")
-}
-
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
+    use crate::trace::Sampling;
 
     fn check(request: http::request::Builder, want: Expect) {
         check_from(true, request, want);
@@ -328,7 +315,9 @@ mod tests {
     fn check_from(trusted: bool, request: http::request::Builder, want: Expect) {
         let (mut head, ()) = request.body(()).unwrap().into_parts();
         let peer = Peer::new("192.0.2.7".parse().unwrap(), false, trusted);
-        to_workload(&mut head, &peer, || [0xaaaa, 0x10, 0x20]);
+        let mut numbers = [0xaaaa, 0x10, 0x20].into_iter();
+        let trace = Trace::of(&head.headers, Sampling::default(), || numbers.next().unwrap());
+        to_workload(&mut head, &peer, &trace);
         let mut lines: Vec<String> =
             head.headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
         lines.sort();
@@ -468,11 +457,10 @@ mod tests {
                 }
             }
             let (mut head, ()) = request.body(()).unwrap().into_parts();
-            to_workload(&mut head, &Peer::new("192.0.2.7".parse().unwrap(), false, true), || [1, 2, 3]);
+            let trace = Trace::of(&head.headers, Sampling::default(), || 1);
+            to_workload(&mut head, &Peer::new("192.0.2.7".parse().unwrap(), false, true), &trace);
             let last = head.headers.get_all("x-forwarded-for").iter().next_back().unwrap();
             proptest::prop_assert!(last.as_bytes().ends_with(b"192.0.2.7"));
-            let id = trace_id(&head.headers);
-            proptest::prop_assert!(id == "-" || id.len() == 32);
         }
     }
 

@@ -147,7 +147,7 @@ async fn serve<S: Duplex>(
             let early = early.lock().take();
             let response = match refused {
                 None => proxy.serve(client, early, request).await,
-                Some(failure) => proxy.refuse(&failure),
+                Some(failure) => proxy.refuse(&client.peer, early, &failure),
             };
             client.dialogue.answered(response.status() == StatusCode::SWITCHING_PROTOCOLS);
             Ok::<_, Infallible>(response.map(|body| Held::new(body, open)))
@@ -188,6 +188,7 @@ struct Open(Arc<Proxy>);
 impl Open {
     fn new(proxy: Arc<Proxy>) -> Self {
         proxy.shared.metrics.connections.inc();
+        proxy.shared.metrics.connections_opened.inc();
         Self(proxy)
     }
 }

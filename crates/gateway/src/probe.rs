@@ -136,7 +136,7 @@ async fn answers_h2c(
         let abort = shared.abort.clone();
         shared.background.spawn(async move { abort.run_until_cancelled(task).await });
     };
-    let Ok(mut sender) = upstream.http2(port, limit, spawn).await else {
+    let Ok((mut sender, _)) = upstream.http2(port, limit, spawn).await else {
         return false;
     };
     crate::headers::to_http2(&mut request);

@@ -24,16 +24,20 @@ use tracing::debug;
 
 use crate::answer::{Failure, is_grpc};
 use crate::body::{End, Flow, RequestBody, ResponseBody, broken_by_client};
+use crate::cause::Cause;
 use crate::certificates::Certificates;
 use crate::early::{self, Early};
 use crate::guard::Dialogue;
 use crate::headers::{self, Peer};
+use crate::metrics::{RouteMetrics, Via};
+use crate::record::{Record, Try};
 use crate::revision::{Entry, Revision, Shared, Slot, Waiting};
 use crate::routes::{HOST_LIMIT_BYTES, Table};
 use crate::settings::{Protocol, Settings};
 use crate::timing::{ColdStart, Timing, server_timing};
+use crate::trace::Trace;
 use crate::tunnel;
-use crate::upstream::{ConnectError, Http1, drive_until};
+use crate::upstream::{ConnectError, Http1, Upstream, drive_until};
 
 const TAG: HeaderName = HeaderName::from_static("knative-serving-tag");
 const DEFAULT_ROUTE: HeaderName = HeaderName::from_static("knative-serving-default-route");
@@ -69,13 +73,43 @@ pub struct Proxy {
     /// What all parts share.
     pub shared: Arc<Shared>,
     /// Hosts of the Routes.
-    pub table: Table<Arc<Revision>>,
+    pub table: Table<Target>,
     /// Hosts with handlers of their own, on the public listeners.
     pub extra: ArcSwap<BTreeMap<String, Arc<dyn HostHandler>>>,
     /// The hosts' own certificates.
     pub certificates: Arc<Certificates>,
     /// Port of the HTTPS listener; 0 without one.
     pub tls_port: AtomicU16,
+}
+
+/// Where a Route sends a request.
+#[derive(Clone)]
+pub struct Target {
+    /// The revision.
+    pub revision: Arc<Revision>,
+    /// The Route's numbers.
+    pub route: Arc<RouteMetrics>,
+}
+
+/// A request whose revision is known.
+pub struct Arrival {
+    /// What is noted of it.
+    pub record: Record,
+    /// The trace that it belongs to.
+    pub trace: Trace,
+    /// Its revision.
+    pub revision: Arc<Revision>,
+    /// Whether a tag was asked for that does not exist.
+    pub untagged: bool,
+    /// When its revision was known.
+    pub routed: Instant,
+}
+
+impl Arrival {
+    fn new(mut record: Record, trace: Trace, Target { revision, route }: Target, untagged: bool) -> Self {
+        record.routed(&revision, route);
+        Self { record, trace, revision, untagged, routed: Instant::now() }
+    }
 }
 
 /// One request that has its revision, up to its response.
@@ -85,6 +119,8 @@ struct Passage<'p> {
     grpc: bool,
     arrived: Instant,
     routed: Instant,
+    /// What is noted of it, until it is handed to whatever ends with the response.
+    record: Option<Record>,
 }
 
 /// A request on its way, as far as it can still be sent.
@@ -103,6 +139,9 @@ enum Switch {
     Connect,
 }
 
+/// The response, or why there is none, with what was noted of the request.
+type Outcome = Result<Response<ResponseBody>, (Failure, Option<Record>)>;
+
 /// What came of handing a request to a connection.
 enum Exchange {
     Answered(Response<Incoming>, Option<Box<Http1>>),
@@ -118,20 +157,23 @@ impl Proxy {
     /// none.
     pub async fn prepare(&self, client: &Client, head: Option<&[u8]>) -> Option<Box<Early>> {
         let arrived = Instant::now();
-        let (revision, untagged) = {
+        let mut arrival = {
             let head = early::read_head(head?)?;
             let limit_bytes = self.shared.clients.body_limit_bytes();
             if limit_bytes.is_some_and(|limit| early::announced_length(&head).is_some_and(|length| length > limit)) {
                 return None;
             }
             match self.route(client, &head) {
-                Ok(Routed::Revision(revision, untagged)) => (revision, untagged),
+                Ok(Routed::Revision(target, untagged)) => {
+                    let trace = self.trace(head.headers());
+                    let record = Record::of(&self.shared, arrived, &client.peer, trace, &head);
+                    Arrival::new(record, trace, target, untagged)
+                }
                 _ => return None,
             }
         };
-        let routed = Instant::now();
-        let slot = self.shared.admit(client, &revision, arrived).await;
-        Some(Box::new(Early { arrived, routed, untagged, revision, slot }))
+        let slot = self.shared.admit(client, &arrival.revision, &mut arrival.record).await;
+        Some(Box::new(Early { arrival, slot }))
     }
 
     /// Answers one request.
@@ -154,24 +196,39 @@ impl Proxy {
         request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         if let Some(early) = early {
-            let Early { arrived, routed, untagged, revision, slot } = *early;
-            let times = (arrived, routed);
-            return self.pass(client, times, revision, untagged, Some(slot), request).await;
+            let Early { arrival, slot } = *early;
+            return self.pass(client, arrival, Some(slot), request).await;
         }
         let arrived = Instant::now();
-        match self.route(client, &request) {
-            Ok(Routed::Revision(revision, untagged)) => {
-                let times = (arrived, Instant::now());
-                self.pass(client, times, revision, untagged, None, request).await
+        let routed = self.route(client, &request);
+        if matches!(routed, Ok(Routed::Probe)) {
+            return Response::new(ResponseBody::empty());
+        }
+        let trace = self.trace(request.headers());
+        let mut record = Record::of(&self.shared, arrived, &client.peer, trace, &request);
+        match routed {
+            Ok(Routed::Revision(target, untagged)) => {
+                let arrival = Arrival::new(record, trace, target, untagged);
+                self.pass(client, arrival, None, request).await
             }
-            Ok(Routed::Handler(handler)) => handler.handle(request).await,
-            Ok(Routed::Redirect(location)) => redirection(request.method(), location),
+            Ok(Routed::Handler(handler)) => {
+                let response = handler.handle(request).await;
+                record.answered(response.status().as_u16());
+                response
+            }
+            Ok(Routed::Redirect(location)) => {
+                let response = redirection(request.method(), location);
+                record.answered(response.status().as_u16());
+                response
+            }
             Ok(Routed::Probe) => Response::new(ResponseBody::empty()),
             Err(failure) => {
                 if failure == Failure::NoRoute {
                     self.shared.metrics.unrouted.inc();
                 }
-                let mut answer = failure.answer(Some(request.headers()), headers::trace_id(request.headers()));
+                let mut answer = failure.answer(Some(request.headers()), &trace.id());
+                record.failed(&failure);
+                record.sent(text_length(&answer));
                 if matches!(failure, Failure::NoHost | Failure::Malformed { .. }) && request.version() < Version::HTTP_2
                 {
                     // What else comes from whoever means two hosts is not read.
@@ -183,9 +240,22 @@ impl Proxy {
     }
 
     /// Answers what took the place of a request that was refused before it was read.
-    pub fn refuse(&self, failure: &Failure) -> Response<ResponseBody> {
+    pub fn refuse(&self, peer: &Peer, early: Option<Box<Early>>, failure: &Failure) -> Response<ResponseBody> {
         self.shared.metrics.refused(failure.status());
-        failure.answer(None, "-")
+        let early = early.map(|early| (early.arrival.trace, early.arrival.record));
+        let (trace, mut record) = early.unwrap_or_else(|| {
+            let trace = self.trace(&http::HeaderMap::new());
+            (trace, Record::of_refused(&self.shared, peer, trace))
+        });
+        let answer = failure.answer(None, &trace.id());
+        record.failed(failure);
+        record.sent(text_length(&answer));
+        answer
+    }
+
+    /// The trace that a request with these fields belongs to.
+    fn trace(&self, headers: &http::HeaderMap) -> Trace {
+        Trace::of(headers, self.shared.telemetry.sampling(), || self.shared.random.next())
     }
 
     fn route<B>(&self, client: &Client, request: &Request<B>) -> Result<Routed, Failure> {
@@ -219,20 +289,19 @@ impl Proxy {
         }
         let tag = request.headers().get(TAG).filter(|_| self.shared.tag_header.load(Ordering::Relaxed));
         let tagged = tag.and_then(|tag| targets.tagged(tag.as_bytes()));
-        let revision = tagged.or_else(|| targets.pick());
+        let target = tagged.or_else(|| targets.pick());
         let untagged = tag.is_some() && tagged.is_none();
-        revision.map(|revision| Routed::Revision(revision.clone(), untagged)).ok_or(Failure::NoRevision)
+        target.map(|target| Routed::Revision(target.clone(), untagged)).ok_or(Failure::NoRevision)
     }
 
     async fn pass(
         &self,
         client: &Client,
-        (arrived, routed): (Instant, Instant),
-        revision: Arc<Revision>,
-        untagged: bool,
+        arrival: Arrival,
         slot: Option<Result<Slot, Failure>>,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
+        let Arrival { mut record, trace, revision, untagged, routed } = arrival;
         let limit_bytes = self.shared.clients.body_limit_bytes();
         let switch = match request.method() {
             &Method::CONNECT => Some(Switch::Connect),
@@ -244,38 +313,41 @@ impl Proxy {
         if matches!(switch, Some((Switch::Connect, _))) {
             head.method = Method::GET;
         }
-        let random = &self.shared.random;
-        headers::to_workload(&mut head, &client.peer, || [random.next(), random.next(), random.next()]);
+        headers::to_workload(&mut head, &client.peer, &trace);
         if untagged {
             head.headers.insert(DEFAULT_ROUTE, HeaderValue::from_static("true"));
         }
-        // Only an answer of the gateway's own needs these two later.
-        let trace = head.headers.get("traceparent").cloned();
+        // Only an answer of the gateway's own needs this later.
         let accept = head.headers.get(header::ACCEPT).cloned();
         let grpc = is_grpc(&head.headers).then(|| head.headers[header::CONTENT_TYPE].clone());
+        if grpc.is_some() {
+            record.set_via(Via::Grpc);
+        } else if switch.is_some() {
+            record.set_via(Via::Upgrade);
+        }
         let outcome = match limit_bytes.filter(|limit| body.size_hint().lower() > *limit) {
-            Some(limit_bytes) => Err(Failure::BodyTooLong { limit_bytes }),
+            Some(limit_bytes) => Err((Failure::BodyTooLong { limit_bytes }, Some(record))),
             None => {
-                let outgoing = outgoing(head, RequestBody::new(body, limit_bytes));
+                let outgoing = outgoing(head, RequestBody::new(body, limit_bytes, record.received()));
                 let slot = match slot {
                     Some(slot) => slot,
-                    None => self.shared.admit(client, &revision, arrived).await,
+                    None => self.shared.admit(client, &revision, &mut record).await,
                 };
                 match slot {
-                    Ok(slot) => self.forward(slot, (arrived, routed), outgoing, switch, grpc.is_some()).await,
-                    Err(failure) => Err(failure),
+                    Ok(slot) => self.forward(slot, record, routed, outgoing, switch, grpc.is_some()).await,
+                    Err(failure) => Err((failure, Some(record))),
                 }
             }
         };
-        outcome.unwrap_or_else(|failure| {
-            if let Some(metrics) = revision.metrics.load().as_deref() {
-                metrics.ended(failure.status().as_u16(), arrived.elapsed());
-            }
-            let headers = [("traceparent", trace), ("accept", accept), ("content-type", grpc)];
+        outcome.unwrap_or_else(|(failure, record)| {
+            let headers = [("accept", accept), ("content-type", grpc)];
             let headers = headers.into_iter().filter_map(|(name, value)| Some((HeaderName::from_static(name), value?)));
-            let headers = http::HeaderMap::from_iter(headers);
-            let answer = failure.answer(Some(&headers), headers::trace_id(&headers));
-            debug!(revision = %revision.id, request = headers::trace_id(&headers), %failure, "request failed");
+            let answer = failure.answer(Some(&http::HeaderMap::from_iter(headers)), &trace.id());
+            if let Some(mut record) = record {
+                record.failed(&failure);
+                record.sent(text_length(&answer));
+            }
+            debug!(revision = %revision.id, request = trace.id(), %failure, "request failed");
             answer
         })
     }
@@ -284,45 +356,41 @@ impl Proxy {
     fn forward<'p>(
         &'p self,
         slot: Slot,
-        (arrived, routed): (Instant, Instant),
+        record: Record,
+        routed: Instant,
         outgoing: Outgoing,
         switch: Option<(Switch, OnUpgrade)>,
         grpc: bool,
-    ) -> BoxFuture<'p, Result<Response<ResponseBody>, Failure>> {
+    ) -> BoxFuture<'p, Outcome> {
         Box::pin(async move {
-            let settings = slot.revision.settings.load_full().ok_or(Failure::NoRevision)?;
-            let passage = Passage { shared: &self.shared, settings, grpc, arrived, routed };
-            match switch {
+            let Some(settings) = slot.revision.settings.load_full() else {
+                return Err((Failure::NoRevision, Some(record)));
+            };
+            let (arrived, record) = (record.arrived(), Some(record));
+            let mut passage = Passage { shared: &self.shared, settings, grpc, arrived, routed, record };
+            let response = match switch {
                 None => passage.exchange(slot, outgoing).await,
                 Some((switch, client)) => passage.switch(slot, outgoing, switch, client).await,
-            }
+            };
+            response.map_err(|failure| (failure, passage.record.take()))
         })
     }
 }
 
 impl Shared {
     /// Gets a request that has arrived its slot.
-    async fn admit(&self, client: &Client, revision: &Arc<Revision>, arrived: Instant) -> Result<Slot, Failure> {
+    async fn admit(&self, client: &Client, revision: &Arc<Revision>, record: &mut Record) -> Result<Slot, Failure> {
         let limit = revision.settings.load().as_ref().ok_or(Failure::NoRevision)?.timeout;
         match revision.enter() {
             Entry::Slot(slot) => Ok(slot),
             Entry::Waiting(waiting) => {
                 let watched = client.dialogue.wait();
-                let slot = self.wait(waiting, arrived, limit).await?;
+                let slot = self.wait(waiting, record.arrived(), limit).await?;
                 drop(watched);
-                let now = Instant::now();
-                let cold = ColdStart::of(arrived, now, slot.upstream.stages());
-                if let (Some(_), Some(metrics)) = (cold, slot.revision.metrics.load().as_deref()) {
-                    metrics.started_cold(now - arrived);
-                }
+                record.granted(Instant::now(), &slot.upstream);
                 Ok(slot)
             }
-            Entry::Full => {
-                if let Some(metrics) = revision.metrics.load().as_deref() {
-                    metrics.rejected.inc();
-                }
-                Err(Failure::QueueFull)
-            }
+            Entry::Full => Err(Failure::QueueFull),
         }
     }
 
@@ -338,8 +406,16 @@ impl Shared {
     }
 }
 
+/// How long the body of an answer of the gateway's own is.
+fn text_length(answer: &Response<ResponseBody>) -> usize {
+    answer.body().size_hint().exact().and_then(|length| usize::try_from(length).ok()).unwrap_or_default()
+}
+
 fn without_body(response: Response<ResponseBody>) -> Response<ResponseBody> {
-    let (mut head, body) = response.into_parts();
+    let (mut head, mut body) = response.into_parts();
+    if let ResponseBody::Flow(flow) = &mut body {
+        flow.discard();
+    }
     if let (ResponseBody::Text(_), Some(length)) = (&body, body.size_hint().exact()) {
         head.headers.insert(header::CONTENT_LENGTH, length.into());
     }
@@ -347,8 +423,8 @@ fn without_body(response: Response<ResponseBody>) -> Response<ResponseBody> {
 }
 
 enum Routed {
-    /// The revision, and whether a tag was asked for that does not exist.
-    Revision(Arc<Revision>, bool),
+    /// Where to, and whether a tag was asked for that does not exist.
+    Revision(Target, bool),
     Handler(Arc<dyn HostHandler>),
     /// The host is served over HTTPS.
     Redirect(HeaderValue),
@@ -385,8 +461,39 @@ fn outgoing(head: request::Parts, body: RequestBody) -> Outgoing {
 }
 
 impl Passage<'_> {
+    fn note(&mut self, note: impl FnOnce(&mut Record)) {
+        if let Some(record) = &mut self.record {
+            note(record);
+        }
+    }
+
+    /// Notes a try to connect that began at `began`.
+    fn tried(&mut self, began: Instant, error: Option<&ConnectError>) {
+        let cause = error.map(Cause::of_connect);
+        self.note(|record| {
+            if let Some(cause) = cause {
+                record.error(cause);
+            }
+            if let Some(ended) = record.now() {
+                record.note(|detail| detail.tries.push(Try { began, ended, cause }));
+            }
+        });
+    }
+
+    /// Notes that the request is handed to a connection to `upstream`.
+    fn sending(&mut self, upstream: &Arc<Upstream>) {
+        self.note(|record| {
+            if let Some(now) = record.now() {
+                record.note(|detail| {
+                    detail.exchange = Some((now, None));
+                    detail.upstream = Some(upstream.clone());
+                });
+            }
+        });
+    }
+
     /// Sends the request until an instance answers, and makes the client's response.
-    async fn exchange(&self, mut slot: Slot, mut outgoing: Outgoing) -> Result<Response<ResponseBody>, Failure> {
+    async fn exchange(&mut self, mut slot: Slot, mut outgoing: Outgoing) -> Result<Response<ResponseBody>, Failure> {
         let mut fresh = false;
         for _ in 0..self.shared.config.attempts.max(1) {
             let granted = Instant::now();
@@ -394,18 +501,25 @@ impl Passage<'_> {
             let (exchange, spare) = match self.settings.protocol {
                 Protocol::Http1 => match self.connection(&slot, outgoing.repeatable, fresh).await {
                     Ok((connection, stale)) => {
+                        self.sending(&slot.upstream);
                         let spare = spare.filter(|()| stale).map(|()| copy_head(&outgoing.request));
                         (self.send_http1(connection, outgoing.request, granted).await, spare)
                     }
                     Err(error) => {
-                        slot = self.again(slot, &error).await?;
+                        slot = self.again(slot, granted, &error).await?;
                         continue;
                     }
                 },
                 Protocol::H2c => match self.http2(&slot).await {
-                    Ok(sender) => (self.send_http2(sender, outgoing.request, granted).await, None),
+                    Ok((sender, fresh)) => {
+                        if fresh {
+                            self.tried(granted, None);
+                        }
+                        self.sending(&slot.upstream);
+                        (self.send_http2(sender, outgoing.request, granted).await, None)
+                    }
                     Err(error) => {
-                        slot = self.again(slot, &error).await?;
+                        slot = self.again(slot, granted, &error).await?;
                         continue;
                     }
                 },
@@ -413,6 +527,7 @@ impl Passage<'_> {
             match exchange {
                 // Nobody asked to leave HTTP.
                 Exchange::Answered(response, _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                    self.note(|record| record.error(Cause::Protocol));
                     return Err(Failure::Broken);
                 }
                 Exchange::Answered(response, connection) => {
@@ -423,7 +538,7 @@ impl Passage<'_> {
                     Some(head) => outgoing.request = Request::from_parts(head, RequestBody::empty()),
                     None => {
                         debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "exchange broke");
-                        return Err(broken_by_client(&error).unwrap_or(Failure::Broken));
+                        return Err(self.broken(&error));
                     }
                 },
                 Exchange::Timeout(limit) => return Err(Failure::Timeout { limit }),
@@ -433,13 +548,23 @@ impl Passage<'_> {
         Err(Failure::Unreachable)
     }
 
+    /// Why there is no answer after an exchange that broke.
+    fn broken(&mut self, error: &hyper::Error) -> Failure {
+        broken_by_client(error).unwrap_or_else(|| {
+            self.note(|record| record.error(Cause::of_exchange(error)));
+            Failure::Broken
+        })
+    }
+
     /// Another slot in place of one whose instance was not reached.
-    async fn again(&self, slot: Slot, error: &ConnectError) -> Result<Slot, Failure> {
+    async fn again(&mut self, slot: Slot, began: Instant, error: &ConnectError) -> Result<Slot, Failure> {
+        self.tried(began, Some(error));
         debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "instance not reached");
         self.shared.wait(slot.hand_back(), self.arrived, self.settings.timeout).await
     }
 
-    async fn http2(&self, slot: &Slot) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
+    /// The connection to the slot's instance, and whether it is new.
+    async fn http2(&self, slot: &Slot) -> Result<(http2::SendRequest<RequestBody>, bool), ConnectError> {
         let shared = self.shared;
         let spawn = |task| {
             let abort = shared.abort.clone();
@@ -449,12 +574,22 @@ impl Passage<'_> {
     }
 
     /// An idle connection, and whether it may be stale; else a new one.
-    async fn connection(&self, slot: &Slot, repeatable: bool, fresh: bool) -> Result<(Box<Http1>, bool), ConnectError> {
+    async fn connection(
+        &mut self,
+        slot: &Slot,
+        repeatable: bool,
+        fresh: bool,
+    ) -> Result<(Box<Http1>, bool), ConnectError> {
+        let began = self.record.as_ref().and_then(Record::now);
         if !fresh && let Some(found) = slot.upstream.reuse(repeatable, &self.shared.pool) {
             return Ok(found);
         }
         let limit = self.shared.config.connect_timeout;
-        Ok((slot.upstream.http1(self.settings.port, limit).await?, false))
+        let connection = slot.upstream.http1(self.settings.port, limit).await?;
+        if let Some(began) = began {
+            self.tried(began, None);
+        }
+        Ok((connection, false))
     }
 
     async fn send_http1(
@@ -505,7 +640,7 @@ impl Passage<'_> {
     }
 
     fn respond(
-        &self,
+        &mut self,
         slot: Slot,
         response: Response<Incoming>,
         connection: Option<Box<Http1>>,
@@ -522,9 +657,23 @@ impl Passage<'_> {
             idle_timeout: self.settings.idle_timeout,
             grpc: self.grpc && is_grpc(&head.headers),
         };
-        let status = head.status.as_u16();
-        let flow = Flow::new(incoming, connection, slot, self.shared.clone(), status, end);
-        Response::from_parts(head, ResponseBody::Flow(Box::new(flow)))
+        match self.answered(head.status) {
+            Some(record) => {
+                let flow = Flow::new(incoming, connection, slot, record, end);
+                Response::from_parts(head, ResponseBody::Flow(Box::new(flow)))
+            }
+            None => Response::from_parts(head, ResponseBody::empty()),
+        }
+    }
+
+    /// Hands over what is noted of the request to whatever ends with the response, whose head is there.
+    fn answered(&mut self, status: StatusCode) -> Option<Record> {
+        let mut record = self.record.take()?;
+        record.answered(status.as_u16());
+        if let Some(now) = record.now() {
+            record.note(|detail| detail.exchange = detail.exchange.map(|(sent, _)| (sent, Some(now))));
+        }
+        Some(record)
     }
 
     fn add_timing(&self, headers: &mut http::HeaderMap, slot: &Slot, granted: Instant) {
@@ -542,7 +691,7 @@ impl Passage<'_> {
     ///
     /// Only the revision's timeout counts: the one for the first byte would end what is meant to be silent.
     async fn switch(
-        &self,
+        &mut self,
         mut slot: Slot,
         outgoing: Outgoing,
         switch: Switch,
@@ -551,14 +700,23 @@ impl Passage<'_> {
         let mut request = outgoing.request;
         let mut tries = self.shared.config.attempts.max(1);
         let sender = loop {
+            let began = Instant::now();
             match self.switching(&slot, &switch).await {
-                Ok(sender) => break sender,
+                Ok(sender) => {
+                    self.tried(began, None);
+                    break sender;
+                }
                 Err(error) => {
-                    tries = tries.checked_sub(1).filter(|left| *left > 0).ok_or(Failure::Unreachable)?;
-                    slot = self.again(slot, &error).await?;
+                    let left = tries.checked_sub(1).filter(|left| *left > 0);
+                    if left.is_none() {
+                        self.tried(began, Some(&error));
+                    }
+                    tries = left.ok_or(Failure::Unreachable)?;
+                    slot = self.again(slot, began, &error).await?;
                 }
             }
         };
+        self.sending(&slot.upstream);
         let granted = Instant::now();
         let limit = self.settings.timeout;
         let (response, wanted) = match sender {
@@ -586,7 +744,7 @@ impl Passage<'_> {
         };
         let mut response = match response {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(broken_by_client(&error).unwrap_or(Failure::Broken)),
+            Ok(Err(error)) => return Err(self.broken(&error)),
             Err(_) => return Err(Failure::Timeout { limit }),
         };
         if response.status() != wanted {
@@ -604,23 +762,28 @@ impl Passage<'_> {
             headers::from_websocket(&mut head.headers);
         }
         self.add_timing(&mut head.headers, &slot, granted);
-        self.shared.tasks.spawn(tunnel::run(client, workload, slot, self.shared.clone(), granted + limit));
+        if let Some(record) = self.answered(head.status) {
+            self.shared.tasks.spawn(tunnel::run(client, workload, slot, record, granted + limit));
+        }
         Ok(Response::from_parts(head, ResponseBody::empty()))
     }
 
     /// What a request that asks to leave HTTP is sent by.
     async fn switching(&self, slot: &Slot, switch: &Switch) -> Result<Switching, ConnectError> {
         if matches!(switch, Switch::Connect) && self.settings.protocol == Protocol::H2c {
-            let sender = self.http2(slot).await?;
+            let (sender, _) = self.http2(slot).await?;
             if slot.upstream.takes_extended_connect(self.shared.config.connect_timeout).await {
                 return Ok(Switching::Http2(sender));
             }
         }
         let connection = slot.upstream.http1(self.settings.port, self.shared.config.connect_timeout).await?;
-        let (sender, driver) = connection.into_parts();
+        let (sender, driver, open) = connection.into_parts();
         let abort = self.shared.abort.clone();
         // Its requests learn of an error themselves.
-        self.shared.background.spawn(async move { drop(abort.run_until_cancelled(driver.with_upgrades()).await) });
+        self.shared.background.spawn(async move {
+            drop(abort.run_until_cancelled(driver.with_upgrades()).await);
+            drop(open);
+        });
         Ok(Switching::Http1(sender))
     }
 }

@@ -22,6 +22,7 @@ use crate::metrics::{Metrics, RevisionMetrics};
 use crate::probe;
 use crate::settings::Settings;
 use crate::stage::Stage;
+use crate::telemetry::Telemetry;
 use crate::throttle::{Admission, Grant, Grants, Key, Throttle, Ticket};
 use crate::upstream::{PoolLimits, Upstream};
 
@@ -42,6 +43,8 @@ pub struct Shared {
     pub autoscaler: Arc<dyn AutoscalerLink>,
     /// Metrics.
     pub metrics: Metrics,
+    /// The access log and traces.
+    pub telemetry: Telemetry,
     /// Randomness.
     pub random: crate::random::Random,
     /// Owns the tasks that a clean stop waits for: listeners, client connections, tunnels.
@@ -173,9 +176,8 @@ impl Revision {
     pub fn configure(self: &Arc<Self>, settings: Option<Settings>) {
         let Some(settings) = settings else {
             self.settings.store(None);
-            if let Some(metrics) = self.metrics.swap(None) {
-                self.shared.metrics.forget(&metrics);
-            }
+            self.metrics.store(None);
+            self.shared.metrics.forget(&self.id);
             return;
         };
         if self.settings.load().as_deref() == Some(&settings) {
@@ -215,7 +217,8 @@ impl Revision {
                 }
             } else {
                 let (key, upstream) = known.unwrap_or_else(|| {
-                    let upstream = Upstream::new(seen.pod.clone(), seen.uid, self.shared.config.dialer.clone(), now);
+                    let (dialer, counter) = (self.shared.config.dialer.clone(), self.shared.metrics.upstream.clone());
+                    let upstream = Upstream::new(seen.pod.clone(), seen.uid, dialer, counter, now);
                     (throttle.add(upstream.clone()), upstream)
                 });
                 upstream.node_ready.store(seen.ready, Ordering::Relaxed);
@@ -403,8 +406,8 @@ impl Revision {
         let reading = core.meter.close(now);
         let waiting = core.throttle.waiting();
         if let Some(metrics) = self.metrics.load().as_deref() {
-            metrics.queued.set(waiting as i64);
-            metrics.active.set(i64::from(core.meter.present()) - waiting as i64);
+            let present = core.meter.present() as usize;
+            metrics.load(waiting, present.saturating_sub(waiting), reading.concurrency);
         }
         let idle_timeout = self.shared.config.idle_connection_timeout;
         for (_, _, upstream) in core.throttle.instances() {

@@ -3,7 +3,7 @@
 //! A tunnel holds its slot, so it counts as a request in flight. The revision's timeout ends it; the timeouts for the
 //! first byte and for silence do not concern it. Each direction ends by itself.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -11,25 +11,39 @@ use tokio::io::copy_bidirectional;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use crate::revision::{Shared, Slot};
+use crate::cause::Cause;
+use crate::record::Record;
+use crate::revision::Slot;
 
 /// Copies until both sides have ended or one breaks, the deadline passes, or the gateway stops at once.
-pub async fn run(client: OnUpgrade, workload: OnUpgrade, slot: Slot, shared: Arc<Shared>, deadline: Instant) {
+pub async fn run(client: OnUpgrade, workload: OnUpgrade, slot: Slot, mut record: Record, deadline: Instant) {
+    let shared = record.shared().clone();
     let copy = async {
         match futures::try_join!(client, workload) {
             // A side that breaks off is an end like any other.
             Ok((client, workload)) => {
-                drop(copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(workload)).await);
+                copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(workload)).await.ok()
             }
-            Err(error) => debug!(%error, "upgrade failed"),
+            Err(error) => {
+                debug!(%error, "upgrade failed");
+                None
+            }
         }
     };
     tokio::select! {
-        () = copy => {}
-        () = sleep_until(deadline) => debug!("tunnel reached the revision's timeout"),
+        copied = copy => if let Some((received, sent)) = copied {
+            record.note(|detail| {
+                detail.received.store(received, Ordering::Relaxed);
+                detail.sent = Some(sent);
+            });
+        },
+        () = sleep_until(deadline) => {
+            debug!("tunnel reached the revision's timeout");
+            record.error(Cause::ResponseTimeout);
+        }
         () = shared.abort.cancelled() => {}
     }
-    if let Some(metrics) = slot.revision.metrics.load().as_deref() {
-        metrics.ended(101, slot.arrived.elapsed());
-    }
+    // Told of before the slot is given back.
+    drop(record);
+    drop(slot);
 }

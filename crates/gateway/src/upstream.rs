@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Interval, interval, timeout};
 
 use crate::body::RequestBody;
+use crate::metrics::{UpstreamConnection, UpstreamConnections};
 use crate::stage::Stage;
 use crate::transport::{Dialer, Stream};
 
@@ -39,6 +40,7 @@ pub struct Http1 {
     driver: Driver,
     closed: bool,
     idle_since: Instant,
+    open: UpstreamConnection,
 }
 
 impl Http1 {
@@ -57,8 +59,8 @@ impl Http1 {
     }
 
     /// Splits for an upgrade: the connection then runs in a task of its own.
-    pub fn into_parts(self) -> (http1::SendRequest<RequestBody>, Driver) {
-        (self.sender, self.driver)
+    pub fn into_parts(self) -> (http1::SendRequest<RequestBody>, Driver, UpstreamConnection) {
+        (self.sender, self.driver, self.open)
     }
 }
 
@@ -112,6 +114,9 @@ pub struct Upstream {
     /// UID of its pod.
     pub uid: String,
     dialer: Arc<dyn Dialer>,
+    connections: UpstreamConnections,
+    /// Whether its start has been counted as one that requests waited for.
+    told_cold: AtomicBool,
     ip: OnceLock<std::net::IpAddr>,
     /// Whether its node calls the pod ready.
     pub node_ready: AtomicBool,
@@ -141,11 +146,19 @@ pub struct PoolLimits {
 
 impl Upstream {
     /// An instance without an address.
-    pub fn new(pod: PodId, uid: String, dialer: Arc<dyn Dialer>, now: Instant) -> Arc<Self> {
+    pub fn new(
+        pod: PodId,
+        uid: String,
+        dialer: Arc<dyn Dialer>,
+        connections: UpstreamConnections,
+        now: Instant,
+    ) -> Arc<Self> {
         Arc::new(Self {
             pod,
             uid,
             dialer,
+            connections,
+            told_cold: AtomicBool::new(false),
             ip: OnceLock::new(),
             node_ready: AtomicBool::new(false),
             deleting: AtomicBool::new(false),
@@ -173,6 +186,11 @@ impl Upstream {
     /// A probe succeeded.
     pub fn note_ready(&self, now: Instant) {
         self.stages.lock().ready = Some(now);
+    }
+
+    /// Whether its start is to be counted as one that requests waited for; true once.
+    pub fn tell_cold(&self) -> bool {
+        !self.told_cold.swap(true, Ordering::Relaxed)
     }
 
     /// When it reached which stage.
@@ -211,7 +229,8 @@ impl Upstream {
         let (sender, driver) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|source| ConnectError::Handshake { address, source })?;
-        Ok(Box::new(Http1 { sender, driver, closed: false, idle_since: Instant::now() }))
+        let open = self.connections.count();
+        Ok(Box::new(Http1 { sender, driver, closed: false, idle_since: Instant::now(), open }))
     }
 
     /// A new HTTP/1 connection.
@@ -267,16 +286,16 @@ impl Upstream {
         drop(old);
     }
 
-    /// The shared HTTP/2 connection, made on first use; `spawn` runs its task.
+    /// The shared HTTP/2 connection, made on first use, and whether it was made now; `spawn` runs its task.
     pub async fn http2(
         &self,
         port: u16,
         limit: Duration,
         spawn: impl FnOnce(futures::future::BoxFuture<'static, ()>),
-    ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
+    ) -> Result<(http2::SendRequest<RequestBody>, bool), ConnectError> {
         let mut shared = self.shared.lock().await;
         if let Some(sender) = shared.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
+            return Ok((sender.clone(), false));
         }
         let stream = self.dial(port, limit).await?;
         let address = SocketAddr::new(self.ip().ok_or(ConnectError::NoAddress)?, port);
@@ -287,7 +306,9 @@ impl Upstream {
             .map_err(|source| ConnectError::Handshake { address, source })?;
         let extended = self.extended_connect.clone();
         extended.send_replace(None);
+        let open = self.connections.count();
         spawn(Box::pin(async move {
+            let _open = open;
             let mut looks = interval(SETTINGS_LOOKS);
             // Its requests learn of an error themselves.
             while timeout_with(&mut looks, &mut driver).await.is_none() {
@@ -300,7 +321,7 @@ impl Upstream {
             }
         }));
         *shared = Some(sender.clone());
-        Ok(sender)
+        Ok((sender, true))
     }
 
     /// Whether the shared HTTP/2 connection takes extended CONNECT (RFC 8441); waits for its settings.

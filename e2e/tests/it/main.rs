@@ -24,6 +24,7 @@ mod roles;
 mod scale;
 mod services;
 mod stop;
+mod telemetry;
 mod traffic;
 mod usage;
 mod versions;

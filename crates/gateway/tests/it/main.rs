@@ -4,11 +4,13 @@
 
 mod at_zero;
 mod attacks;
+mod collector;
 mod contract;
 mod differential;
 mod fake_api;
 mod protocols;
 mod recorder;
+mod telemetry;
 mod timeouts;
 mod tls;
 mod world;
@@ -75,7 +77,7 @@ async fn burst_from_zero(seed: u64) {
     assert!(world.autoscaler.pokes.load(Ordering::SeqCst) >= 1);
     world.loaded("burst-1", 0).await;
     let metrics = world.gateway.metrics();
-    assert!(metrics.contains("response_code_class=\"2xx\"} 200"), "{metrics}");
+    assert!(metrics.contains("response_code_class=\"2xx\",protocol=\"http1\"} 200"), "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -114,7 +114,7 @@ async fn a_grpc_call_ends_with_the_status_of_a_deadline() {
     let message = response.headers()["grpc-message"].to_str().unwrap();
     assert!(message.starts_with("request timeout: the service gave no answer within 5s"), "{message}");
     let metrics = world.gateway.metrics();
-    assert!(metrics.contains("response_code_class=\"5xx\"} 1"), "it counts as a 504: {metrics}");
+    assert!(metrics.contains("response_code_class=\"5xx\",protocol=\"grpc\"} 1"), "it counts as a 504: {metrics}");
 }
 
 #[tokio::test(start_paused = true)]
