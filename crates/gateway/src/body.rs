@@ -229,6 +229,7 @@ impl Flow {
                 self.ended = true;
                 self.connection = None;
                 self.record.error(Cause::of_exchange(&error));
+                self.slot.served = Some(false);
                 Poll::Ready(Some(Err(BodyError::Broken(error))))
             }
             Poll::Ready(None) => {
@@ -268,6 +269,9 @@ impl Flow {
 impl Drop for Flow {
     fn drop(&mut self) {
         let complete = self.ended || self.incoming.is_end_stream();
+        if complete && self.slot.served.is_none() {
+            self.slot.served = Some(true);
+        }
         if !complete && self.wanted && self.record.has_body() {
             self.record.error(Cause::ClientGone);
         }

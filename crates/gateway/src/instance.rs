@@ -1,11 +1,12 @@
 //! The life of one instance as the gateway sees it.
 //!
-//! | state    | ProbeSucceeded | ConnectFailed | Drain    | Gone    | Taken      | Finished    |
-//! |----------|----------------|---------------|----------|---------|------------|-------------|
-//! | Starting | Ready          | Starting      | Draining | Stopped | (never)    | Starting -1 |
-//! | Ready    | Ready          | Starting      | Draining | Stopped | Ready +1   | Ready -1    |
-//! | Draining | Draining       | Draining      | Draining | Stopped | (never)    | Draining -1 |
-//! | Stopped  | Stopped        | Stopped       | Stopped  | Stopped | (never)    | Stopped -1  |
+//! | state    | ProbeSucceeded | ConnectFailed | Eject    | Readmit  | Drain    | Gone    | Taken      | Finished    |
+//! |----------|----------------|---------------|----------|----------|----------|---------|------------|-------------|
+//! | Starting | Ready          | Starting      | Starting | Starting | Draining | Stopped | (never)    | Starting -1 |
+//! | Ready    | Ready          | Starting      | Ejected  | Ready    | Draining | Stopped | Ready +1   | Ready -1    |
+//! | Ejected  | Ejected        | Starting      | Ejected  | Ready    | Draining | Stopped | (never)    | Ejected -1  |
+//! | Draining | Draining       | Draining      | Draining | Draining | Draining | Stopped | (never)    | Draining -1 |
+//! | Stopped  | Stopped        | Stopped       | Stopped  | Stopped  | Stopped  | Stopped | (never)    | Stopped -1  |
 //!
 //! Ties: a probe that succeeds while the instance drains changes nothing: drain wins. Requests in flight survive
 //! every change of state; each ends with exactly one `Finished`. A cold start is `Starting` (the pod has no address,
@@ -21,6 +22,11 @@ pub enum Instance {
     },
     /// In rotation.
     Ready {
+        /// Requests sent to it.
+        in_flight: u32,
+    },
+    /// Out of rotation for a time, because its requests failed one after the other.
+    Ejected {
         /// Requests sent to it.
         in_flight: u32,
     },
@@ -43,6 +49,10 @@ pub enum Event {
     ProbeSucceeded,
     /// A request could not be handed over: refused, unreachable.
     ConnectFailed,
+    /// Its requests failed one after the other.
+    Eject,
+    /// It has been out of rotation for long enough.
+    Readmit,
     /// Retired, or its pod is being deleted.
     Drain,
     /// Its pod is gone or has ended.
@@ -57,12 +67,14 @@ impl Instance {
     /// The state after `event`.
     pub fn step(self, event: Event) -> Self {
         use Event as E;
-        use Instance::{Draining, Ready, Starting, Stopped};
+        use Instance::{Draining, Ejected, Ready, Starting, Stopped};
         match (self, event) {
             (Starting { in_flight }, E::ProbeSucceeded) => Ready { in_flight },
-            (Ready { in_flight }, E::ConnectFailed) => Starting { in_flight },
-            (Starting { in_flight } | Ready { in_flight }, E::Drain) => Draining { in_flight },
-            (Starting { in_flight } | Ready { in_flight } | Draining { in_flight }, E::Gone) => Stopped { in_flight },
+            (Ready { in_flight } | Ejected { in_flight }, E::ConnectFailed) => Starting { in_flight },
+            (Ready { in_flight }, E::Eject) => Ejected { in_flight },
+            (Ejected { in_flight }, E::Readmit) => Ready { in_flight },
+            (Starting { in_flight } | Ready { in_flight } | Ejected { in_flight }, E::Drain) => Draining { in_flight },
+            (state, E::Gone) => Stopped { in_flight: state.in_flight() },
             (Ready { in_flight }, E::Taken) => Ready { in_flight: in_flight + 1 },
             (state, E::Finished) => state.with_in_flight(state.in_flight().saturating_sub(1)),
             (state, _) => state,
@@ -74,6 +86,7 @@ impl Instance {
         match self {
             Self::Starting { in_flight }
             | Self::Ready { in_flight }
+            | Self::Ejected { in_flight }
             | Self::Draining { in_flight }
             | Self::Stopped { in_flight } => in_flight,
         }
@@ -89,10 +102,21 @@ impl Instance {
         matches!(self, Self::Starting { .. })
     }
 
+    /// Whether it is out of rotation for a time.
+    pub fn is_ejected(self) -> bool {
+        matches!(self, Self::Ejected { .. })
+    }
+
+    /// Whether it takes requests, or will.
+    pub fn is_active(self) -> bool {
+        matches!(self, Self::Starting { .. } | Self::Ready { .. } | Self::Ejected { .. })
+    }
+
     fn with_in_flight(self, in_flight: u32) -> Self {
         match self {
             Self::Starting { .. } => Self::Starting { in_flight },
             Self::Ready { .. } => Self::Ready { in_flight },
+            Self::Ejected { .. } => Self::Ejected { in_flight },
             Self::Draining { .. } => Self::Draining { in_flight },
             Self::Stopped { .. } => Self::Stopped { in_flight },
         }
@@ -105,19 +129,26 @@ mod tests {
 
     #[test]
     fn the_table_holds() {
-        use Event::{ConnectFailed, Drain, Finished, Gone, ProbeSucceeded, Taken};
-        use Instance::{Draining, Ready, Starting, Stopped};
+        use Event::{ConnectFailed, Drain, Eject, Finished, Gone, ProbeSucceeded, Readmit, Taken};
+        use Instance::{Draining, Ejected, Ready, Starting, Stopped};
         let n = 2;
-        let (starting, ready) = (Starting { in_flight: n }, Ready { in_flight: n });
+        let (starting, ready, ejected) = (Starting { in_flight: n }, Ready { in_flight: n }, Ejected { in_flight: n });
         let (draining, stopped) = (Draining { in_flight: n }, Stopped { in_flight: n });
         let rows = [
-            (starting, [ready, starting, draining, stopped, starting, Starting { in_flight: 1 }]),
-            (ready, [ready, starting, draining, stopped, Ready { in_flight: 3 }, Ready { in_flight: 1 }]),
-            (draining, [draining, draining, draining, stopped, draining, Draining { in_flight: 1 }]),
-            (stopped, [stopped, stopped, stopped, stopped, stopped, Stopped { in_flight: 1 }]),
+            (starting, [ready, starting, starting, starting, draining, stopped, starting, Starting { in_flight: 1 }]),
+            (
+                ready,
+                [ready, starting, ejected, ready, draining, stopped, Ready { in_flight: 3 }, Ready { in_flight: 1 }],
+            ),
+            (ejected, [ejected, starting, ejected, ready, draining, stopped, ejected, Ejected { in_flight: 1 }]),
+            (
+                draining,
+                [draining, draining, draining, draining, draining, stopped, draining, Draining { in_flight: 1 }],
+            ),
+            (stopped, [stopped, stopped, stopped, stopped, stopped, stopped, stopped, Stopped { in_flight: 1 }]),
         ];
         for (from, to) in rows {
-            let events = [ProbeSucceeded, ConnectFailed, Drain, Gone, Taken, Finished];
+            let events = [ProbeSucceeded, ConnectFailed, Eject, Readmit, Drain, Gone, Taken, Finished];
             for (event, want) in events.into_iter().zip(to) {
                 assert_eq!(from.step(event), want, "{from:?} after {event:?}");
             }

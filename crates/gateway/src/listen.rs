@@ -130,6 +130,8 @@ async fn serve<S: Duplex>(
     };
     let early = match opening {
         Ok(Opening::Http1) => tokio::select! {
+            // First: who does not have to wait may have ended its side already.
+            biased;
             early = proxy.prepare(&client, stream.opening()) => early,
             () = stream.hung_up() => return,
             () = shared.abort.cancelled() => return,

@@ -36,7 +36,7 @@ const STAGES: [&str; 3] = ["schedule", "start", "probe"];
 const SERIES_OF_HISTOGRAM: usize = BOUNDS.len() + 3;
 /// Most lines that one Revision has.
 pub const SERIES_OF_REVISION: usize =
-    CLASSES.len() * Via::ALL.len() + Cause::ALL.len() + 5 + (3 + STAGES.len()) * SERIES_OF_HISTOGRAM;
+    CLASSES.len() * Via::ALL.len() + Cause::ALL.len() + 7 + (3 + STAGES.len()) * SERIES_OF_HISTOGRAM;
 /// Most lines that one Route has.
 pub const SERIES_OF_ROUTE: usize = CLASSES.len() + SERIES_OF_HISTOGRAM;
 
@@ -122,6 +122,8 @@ pub struct RevisionMetrics {
     cold_starts: AtomicU64,
     stages: [Durations; STAGES.len()],
     rejected: AtomicU64,
+    ejections: AtomicU64,
+    ejected: AtomicU64,
 }
 
 impl RevisionMetrics {
@@ -139,7 +141,19 @@ impl RevisionMetrics {
             cold_starts: AtomicU64::default(),
             stages: Default::default(),
             rejected: AtomicU64::default(),
+            ejections: AtomicU64::default(),
+            ejected: AtomicU64::default(),
         }
+    }
+
+    /// An instance was taken out of rotation because its requests failed.
+    pub fn ejected(&self) {
+        self.ejections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many instances are.
+    pub fn set_ejected(&self, count: usize) {
+        self.ejected.store(count as u64, Ordering::Relaxed);
     }
 
     /// One request has ended.
@@ -384,7 +398,10 @@ fn encode_revisions(encoder: &mut DescriptorEncoder<'_>, revisions: &[Arc<Revisi
     type Of = fn(&RevisionMetrics) -> &Durations;
     type Number = fn(&RevisionMetrics) -> f64;
     type Count = fn(&RevisionMetrics) -> &AtomicU64;
-    let gauges: [(&str, &str, Number); 3] = [
+    let gauges: [(&str, &str, Number); 4] = [
+        ("gateway_ejected_instances", "Instances that are out of rotation because their requests failed.", |of| {
+            of.ejected.load(Ordering::Relaxed) as f64
+        }),
         ("kn_revision_request_queued", "Requests that wait for an instance.", |of| {
             of.queued.load(Ordering::Relaxed) as f64
         }),
@@ -424,9 +441,12 @@ fn encode_revisions(encoder: &mut DescriptorEncoder<'_>, revisions: &[Arc<Revisi
             stage.encode(family.encode_family(&with(&revision.labels.0, [("stage", name)]))?)?;
         }
     }
-    let counters: [(&str, &str, Count); 2] = [
+    let counters: [(&str, &str, Count); 3] = [
         ("gateway_cold_starts", "Instances that were started while requests waited.", |of| &of.cold_starts),
         ("gateway_rejected", "Requests refused because too many waited.", |of| &of.rejected),
+        ("gateway_ejections", "Times that an instance was out of rotation because its requests failed.", |of| {
+            &of.ejections
+        }),
     ];
     for (name, help, of) in counters {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

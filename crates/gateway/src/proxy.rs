@@ -528,6 +528,7 @@ impl Passage<'_> {
                 // Nobody asked to leave HTTP.
                 Exchange::Answered(response, _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     self.note(|record| record.error(Cause::Protocol));
+                    slot.served = Some(false);
                     return Err(Failure::Broken);
                 }
                 Exchange::Answered(response, connection) => {
@@ -538,10 +539,15 @@ impl Passage<'_> {
                     Some(head) => outgoing.request = Request::from_parts(head, RequestBody::empty()),
                     None => {
                         debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "exchange broke");
-                        return Err(self.broken(&error));
+                        let failure = self.broken(&error);
+                        slot.served = (failure == Failure::Broken).then_some(false);
+                        return Err(failure);
                     }
                 },
-                Exchange::Timeout(limit) => return Err(Failure::Timeout { limit }),
+                Exchange::Timeout(limit) => {
+                    slot.served = Some(false);
+                    return Err(Failure::Timeout { limit });
+                }
             }
             fresh = true;
         }
@@ -641,7 +647,7 @@ impl Passage<'_> {
 
     fn respond(
         &mut self,
-        slot: Slot,
+        mut slot: Slot,
         response: Response<Incoming>,
         connection: Option<Box<Http1>>,
         granted: Instant,
@@ -652,6 +658,9 @@ impl Passage<'_> {
         head.version = Version::HTTP_11;
         headers::to_client(&mut head.headers);
         self.add_timing(&mut head.headers, &slot, granted);
+        if head.status.is_server_error() {
+            slot.served = Some(false);
+        }
         let end = End {
             deadline: granted + self.settings.timeout,
             idle_timeout: self.settings.idle_timeout,

@@ -10,9 +10,10 @@ use base::{PodId, RevisionId};
 use client::link::{AutoscalerLink, Stat};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::info;
 
 use crate::clients::Clients;
 use crate::config::Config;
@@ -94,6 +95,8 @@ pub struct Slot {
     pub upstream: Arc<Upstream>,
     /// When the request arrived.
     pub arrived: Instant,
+    /// Whether the instance has served it or failed; `None` where that cannot be told.
+    pub served: Option<bool>,
     key: Key,
     ticket: Ticket,
     held: bool,
@@ -271,6 +274,22 @@ impl Revision {
         self.hand_over(grants);
     }
 
+    /// The instance takes no requests for so long.
+    fn ejected(self: &Arc<Self>, key: Key, pod: &PodId, time: Duration) {
+        info!(revision = %self.id, %pod, seconds = time.as_secs_f64(), "ejected an instance whose requests failed");
+        if let Some(metrics) = self.metrics.load().as_deref() {
+            metrics.ejected();
+        }
+        let (revision, abort) = (Arc::downgrade(self), self.shared.abort.clone());
+        self.shared.background.spawn(async move {
+            abort.run_until_cancelled(sleep(time)).await;
+            if let Some(revision) = revision.upgrade() {
+                let grants = revision.core.lock().throttle.readmit(key, Instant::now());
+                revision.hand_over(grants);
+            }
+        });
+    }
+
     /// A request arrives.
     pub fn enter(self: &Arc<Self>) -> Entry {
         let now = Instant::now();
@@ -300,7 +319,7 @@ impl Revision {
 
     fn slot(self: &Arc<Self>, grant: Grant<Arc<Upstream>>, arrived: Instant) -> Slot {
         let Grant { ticket, key, instance } = grant;
-        Slot { revision: self.clone(), upstream: instance, arrived, key, ticket, held: true }
+        Slot { revision: self.clone(), upstream: instance, arrived, served: None, key, ticket, held: true }
     }
 
     /// Sends slots to requests that waited. One that gave up meanwhile drops its slot, which passes it on.
@@ -354,7 +373,7 @@ impl Revision {
     pub fn stage(&self) -> Stage {
         let core = self.core.lock();
         let instances = core.throttle.instances().filter_map(|(_, state, upstream)| match state {
-            Instance::Ready { .. } => Some(Stage::Busy),
+            Instance::Ready { .. } | Instance::Ejected { .. } => Some(Stage::Busy),
             Instance::Starting { .. } => Some(upstream.stage()),
             Instance::Draining { .. } | Instance::Stopped { .. } => None,
         });
@@ -381,11 +400,14 @@ impl Revision {
             draining && !upstream.deleting.load(Ordering::Relaxed) && !claimed.contains(key)
         });
         let mut keys: Vec<Key> = forgotten.map(|(key, ..)| key).take(count).collect();
-        keys.extend(throttle.retire(count - keys.len()));
+        let (retired, grants) = throttle.retire(count - keys.len());
+        keys.extend(retired);
         claimed.extend(&keys);
         let of = |key: Key| throttle.instances().find(|(other, ..)| *other == key);
         let pods =
             keys.iter().filter_map(|key| of(*key).map(|(key, _, upstream)| (key, upstream.pod.clone()))).collect();
+        drop(core);
+        self.hand_over(grants);
         Claim { revision: self.clone(), pods }
     }
 
@@ -397,7 +419,7 @@ impl Revision {
     /// Instances that are starting or in rotation.
     pub fn active(&self) -> usize {
         let core = self.core.lock();
-        core.throttle.instances().filter(|(_, state, _)| state.is_ready() || state.is_starting()).count()
+        core.throttle.instances().filter(|(_, state, _)| state.is_active()).count()
     }
 
     /// Closes the interval; `None` if there is nothing to tell.
@@ -408,6 +430,7 @@ impl Revision {
         if let Some(metrics) = self.metrics.load().as_deref() {
             let present = core.meter.present() as usize;
             metrics.load(waiting, present.saturating_sub(waiting), reading.concurrency);
+            metrics.set_ejected(core.throttle.ejected());
         }
         let idle_timeout = self.shared.config.idle_connection_timeout;
         for (_, _, upstream) in core.throttle.instances() {
@@ -480,13 +503,24 @@ impl Drop for Slot {
         }
         let now = Instant::now();
         let revision = &self.revision;
-        let (next, out) = {
+        let (next, out, ejected) = {
             let mut core = revision.core.lock();
             core.meter.leave(now);
+            let ejected = match self.served {
+                Some(false) => core.throttle.failed(self.key, &revision.shared.clients.limits().ejection, now),
+                Some(true) => {
+                    core.throttle.served(self.key);
+                    None
+                }
+                None => None,
+            };
             let next = core.throttle.finish(self.key);
             let out = core.throttle.state(self.key).is_none_or(|state| !state.is_ready());
-            (next, out)
+            (next, out, ejected)
         };
+        if let Some(time) = ejected {
+            revision.ejected(self.key, &self.upstream.pod, time);
+        }
         if out {
             revision.drained.notify_waiters();
         }

@@ -1,14 +1,22 @@
 //! Slots and queue of one revision: who is served where, and who waits.
 //!
+//! An instance whose requests fail one after the other, while at least half of all serve theirs, is ejected: it is out of
+//! rotation for a time that grows with each time. Where the others fail as well it is not the instance's fault.
+//!
 //! Pure: no clock, no tasks, no sockets; `I` is what the shell keeps for an instance, `W` what it keeps for a waiting
 //! request. Every request has a ticket; tickets are served in order.
 //!
 //! Invariants:
 //! - no instance ever has more requests than the limit (0 is no limit);
 //! - while a request waits, no instance that is ready has a free slot;
+//! - while an instance is ejected, another one is ready;
 //! - a request that could not be handed over keeps its place.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+use api::config::gateway::Ejection;
+use tokio::time::Instant;
 
 use crate::instance::{Event, Instance};
 use crate::random::{Random, below};
@@ -46,6 +54,14 @@ pub type Grants<I, W> = Vec<(W, Grant<I>)>;
 struct Tracked<I> {
     state: Instance,
     instance: I,
+    /// Requests that failed since one was served.
+    failures: u32,
+    /// Whether the last one was served.
+    good: bool,
+    /// How often it was ejected, less the times that it was not for long enough.
+    ejections: u32,
+    /// When its last ejection ends, or ended.
+    ejected_until: Option<Instant>,
 }
 
 /// Slots and queue of one revision.
@@ -86,7 +102,9 @@ impl<I: Clone, W> Throttle<I, W> {
     pub fn add(&mut self, instance: I) -> Key {
         let key = self.next_key;
         self.next_key += 1;
-        self.instances.insert(key, Tracked { state: Instance::Starting { in_flight: 0 }, instance });
+        let state = Instance::Starting { in_flight: 0 };
+        self.instances
+            .insert(key, Tracked { state, instance, failures: 0, good: false, ejections: 0, ejected_until: None });
         key
     }
 
@@ -126,6 +144,58 @@ impl<I: Clone, W> Throttle<I, W> {
         self.serve_next()
     }
 
+    /// A request on the instance `key` was served.
+    pub fn served(&mut self, key: Key) {
+        if let Some(tracked) = self.instances.get_mut(&key) {
+            (tracked.failures, tracked.good) = (0, true);
+        }
+    }
+
+    /// A request on the instance `key` failed; how long the instance is ejected, if it is now. Then it is to be
+    /// readmitted.
+    pub fn failed(&mut self, key: Key, limits: &Ejection, now: Instant) -> Option<Duration> {
+        let tracked = self.instances.get_mut(&key)?;
+        tracked.failures = tracked.failures.saturating_add(1);
+        tracked.good = false;
+        if limits.failures == 0 || tracked.failures < limits.failures || !self.may_eject(key, limits) {
+            return None;
+        }
+        let tracked = self.instances.get_mut(&key)?;
+        // As long without an ejection as one takes makes up for one.
+        let good = tracked.ejected_until.map_or(Duration::ZERO, |until| now.saturating_duration_since(until));
+        let made_up = u32::try_from(good.as_nanos() / limits.time.as_nanos().max(1)).unwrap_or(u32::MAX);
+        tracked.ejections = tracked.ejections.saturating_sub(made_up) + 1;
+        tracked.failures = 0;
+        let time = limits.time.saturating_mul(tracked.ejections).min(limits.max_time);
+        tracked.ejected_until = Some(now + time);
+        self.apply(key, Event::Eject);
+        Some(time)
+    }
+
+    /// Whether the instance is an outlier, and enough others are left.
+    fn may_eject(&self, key: Key, limits: &Ejection) -> bool {
+        if !self.state(key).is_some_and(Instance::is_ready) || self.ready.len() < 2 {
+            return false;
+        }
+        let ejected = self.instances.values().filter(|t| t.state.is_ejected()).count();
+        let good = self.ready.iter().filter(|other| self.instances.get(other).is_some_and(|t| t.good)).count();
+        let all = self.ready.len() + ejected;
+        (ejected + 1) * 100 <= all * limits.max_percent as usize && good * 2 >= self.ready.len()
+    }
+
+    /// The instance `key` has been ejected for long enough.
+    pub fn readmit(&mut self, key: Key, now: Instant) -> Grants<I, W> {
+        if self.instances.get(&key).is_some_and(|t| t.ejected_until.is_some_and(|until| until <= now)) {
+            self.apply(key, Event::Readmit);
+        }
+        self.serve_queue()
+    }
+
+    /// Instances that are ejected.
+    pub fn ejected(&self) -> usize {
+        self.instances.values().filter(|t| t.state.is_ejected()).count()
+    }
+
     /// Something happened to the instance `key`.
     pub fn step(&mut self, key: Key, event: Event) -> Grants<I, W> {
         self.apply(key, event);
@@ -134,15 +204,14 @@ impl<I: Clone, W> Throttle<I, W> {
 
     /// Takes up to `count` instances out of rotation: those with the fewest requests first, of those the ones that
     /// are not ready, of those the newest.
-    pub fn retire(&mut self, count: usize) -> Vec<Key> {
-        let active = |state: Instance| state.is_ready() || state.is_starting();
-        let mut order: Vec<_> = self.instances.iter().filter(|(_, t)| active(t.state)).collect();
+    pub fn retire(&mut self, count: usize) -> (Vec<Key>, Grants<I, W>) {
+        let mut order: Vec<_> = self.instances.iter().filter(|(_, t)| t.state.is_active()).collect();
         order.sort_by_key(|(key, t)| (t.state.in_flight(), t.state.is_ready(), std::cmp::Reverse(**key)));
         let chosen: Vec<Key> = order.into_iter().take(count).map(|(key, _)| *key).collect();
         for key in &chosen {
             self.apply(*key, Event::Drain);
         }
-        chosen
+        (chosen, self.serve_queue())
     }
 
     /// State of an instance; `None` once it is gone and its requests have ended.
@@ -226,6 +295,14 @@ impl<I: Clone, W> Throttle<I, W> {
         if after == (Instance::Stopped { in_flight: 0 }) {
             self.instances.remove(&key);
         }
+        if self.ready.is_empty() {
+            // Better a bad one than none.
+            let ejected: Vec<Key> =
+                self.instances.iter().filter(|(_, t)| t.state.is_ejected()).map(|(key, _)| *key).collect();
+            for key in ejected {
+                self.apply(key, Event::Readmit);
+            }
+        }
     }
 }
 
@@ -295,8 +372,8 @@ mod tests {
         let starting = throttle.add(());
         let Admission::Granted(one) = throttle.admit(|| 0) else { panic!("no slot") };
         let idle: Vec<Key> = keys.iter().copied().filter(|key| *key != one.key).collect();
-        assert_eq!(throttle.retire(2), [starting, idle[1]]);
-        assert_eq!(throttle.retire(9), [idle[0], one.key]);
+        assert_eq!(throttle.retire(2).0, [starting, idle[1]]);
+        assert_eq!(throttle.retire(9).0, [idle[0], one.key]);
         assert_eq!(throttle.ready(), 0);
         assert_eq!(throttle.admit(|| 5), Admission::Queued(1));
         assert!(throttle.finish(one.key).is_none());
@@ -316,6 +393,54 @@ mod tests {
         assert!(loads.iter().all(|load| (90..=110).contains(load)), "{loads:?}");
     }
 
+    const EJECTION: Ejection =
+        Ejection { failures: 2, time: Duration::from_secs(10), max_time: Duration::from_secs(25), max_percent: 50 };
+
+    fn fail(throttle: &mut Numbers, key: Key, now: Instant) -> Option<u64> {
+        (0..2).filter_map(|_| throttle.failed(key, &EJECTION, now)).next().map(|time| time.as_secs())
+    }
+
+    #[test]
+    fn an_outlier_is_ejected_for_longer_each_time() {
+        let mut throttle = Numbers::new(10, 1);
+        let keys = ready(&mut throttle, 3);
+        keys.iter().for_each(|key| throttle.served(*key));
+        let at = Instant::now();
+        let at = |seconds| at + Duration::from_secs(seconds);
+        assert_eq!(throttle.failed(keys[0], &EJECTION, at(0)), None);
+        throttle.served(keys[0]);
+        assert_eq!(fail(&mut throttle, keys[0], at(0)), Some(10), "only those in a row count");
+        assert_eq!((throttle.ready(), throttle.ejected()), (2, 1));
+        throttle.readmit(keys[0], at(9));
+        assert_eq!(throttle.ejected(), 1, "too early");
+        throttle.readmit(keys[0], at(10));
+        assert_eq!((throttle.ready(), throttle.ejected()), (3, 0));
+        assert_eq!(fail(&mut throttle, keys[0], at(11)), Some(20));
+        throttle.readmit(keys[0], at(31));
+        assert_eq!(fail(&mut throttle, keys[0], at(32)), Some(25), "no longer than that");
+        throttle.readmit(keys[0], at(57));
+        assert_eq!(fail(&mut throttle, keys[0], at(99)), Some(10), "good times make up");
+    }
+
+    #[test]
+    fn neither_the_only_instance_nor_all_nor_one_of_many_that_fail_is_ejected() {
+        let now = Instant::now();
+        let mut throttle = Numbers::new(10, 1);
+        let keys = ready(&mut throttle, 1);
+        assert_eq!(fail(&mut throttle, keys[0], now), None);
+        let more = ready(&mut throttle, 1);
+        assert_eq!(fail(&mut throttle, keys[0], now), None, "nobody knows whether the other one is better");
+        assert_eq!(fail(&mut throttle, more[0], now), None, "the other one fails as well");
+        throttle.served(keys[0]);
+        assert_eq!(fail(&mut throttle, more[0], now), Some(10));
+        assert_eq!(fail(&mut throttle, keys[0], now), None);
+        throttle.set_limit(1);
+        throttle.admit(|| 0);
+        throttle.admit(|| 1);
+        assert_eq!(waiters(throttle.step(keys[0], Event::Gone)), [1], "the last one is better than none");
+        assert_eq!((throttle.ready(), throttle.ejected()), (1, 0));
+    }
+
     #[derive(Clone, Debug)]
     enum Act {
         Add,
@@ -324,6 +449,7 @@ mod tests {
         Fail(usize),
         Cancel(usize),
         Step(usize, u8),
+        Judge(usize, bool),
         Retire(usize),
         Limit(u32),
     }
@@ -335,7 +461,8 @@ mod tests {
             6 => any::<usize>().prop_map(Act::Finish),
             1 => any::<usize>().prop_map(Act::Fail),
             1 => any::<usize>().prop_map(Act::Cancel),
-            6 => (any::<usize>(), 0_u8..4).prop_map(|(n, e)| Act::Step(n, e)),
+            6 => (any::<usize>(), any::<bool>()).prop_map(|(n, served)| Act::Judge(n, served)),
+            6 => (any::<usize>(), 0_u8..5).prop_map(|(n, e)| Act::Step(n, e)),
             1 => (0_usize..3).prop_map(Act::Retire),
         ]
     }
@@ -388,12 +515,26 @@ mod tests {
                 }
                 Act::Step(n, event) if !self.keys.is_empty() => {
                     let key = self.keys[n % self.keys.len()];
-                    let events = [Event::ProbeSucceeded, Event::ConnectFailed, Event::Drain, Event::Gone];
+                    let events =
+                        [Event::ProbeSucceeded, Event::ConnectFailed, Event::Drain, Event::Gone, Event::Readmit];
                     let grants = self.throttle.step(key, events[usize::from(event)]);
                     self.granted(grants);
                 }
-                Act::Retire(count) => assert!(self.throttle.retire(count).len() <= count),
-                Act::Finish(_) | Act::Fail(_) | Act::Cancel(_) | Act::Step(..) => {}
+                Act::Judge(n, served) if !self.keys.is_empty() => {
+                    let key = self.keys[n % self.keys.len()];
+                    if served {
+                        self.throttle.served(key);
+                    } else if self.throttle.failed(key, &EJECTION, Instant::now()).is_some() {
+                        let ejected = self.throttle.ejected();
+                        assert!(ejected * 2 <= self.throttle.ready() + ejected, "no more than half are ejected");
+                    }
+                }
+                Act::Retire(count) => {
+                    let (retired, grants) = self.throttle.retire(count);
+                    assert!(retired.len() <= count);
+                    self.granted(grants);
+                }
+                Act::Finish(_) | Act::Fail(_) | Act::Cancel(_) | Act::Step(..) | Act::Judge(..) => {}
             }
         }
 
@@ -407,6 +548,7 @@ mod tests {
                 room |= state.is_ready() && (self.limit == 0 || running < self.limit as usize);
             }
             assert!(self.waiting.is_empty() || !room, "nobody waits beside a free slot");
+            assert!(self.throttle.ejected() == 0 || self.throttle.ready() > 0, "not all are ejected");
         }
     }
 

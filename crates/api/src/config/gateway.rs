@@ -28,6 +28,10 @@ pub const KEYS: &[Key] = &[
         "1048576",
         "bytes of frames that carry nothing, beyond as many that do; then closed",
     ),
+    key("ejection-failures", "5", "failures in a row for which an instance is taken out of rotation; 0: it never is"),
+    key("ejection-time", "10s", "for how long, the first time; twice as long the second time, and so on"),
+    key("ejection-max-time", "5m", "no longer than this"),
+    key("ejection-max-percent", "50", "percent of a Revision's instances that may be out at once; never all of them"),
     key("trusted-proxies", "", "networks such as 10.0.0.0/8, by comma: their Forwarded and X-Forwarded-* are kept"),
 ];
 
@@ -64,8 +68,23 @@ pub struct Gateway {
     pub http2_resets: u32,
     /// `http2-max-overhead-bytes`. Default 1 MiB.
     pub http2_overhead_bytes: u64,
+    /// When an instance is taken out of rotation.
+    pub ejection: Ejection,
     /// `trusted-proxies`. Default none.
     pub trusted_proxies: Vec<NetworkRange>,
+}
+
+/// When an instance whose requests fail is taken out of rotation, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    /// `ejection-failures`; 0 is never. Default 5.
+    pub failures: u32,
+    /// `ejection-time`. Default 10 s.
+    pub time: Duration,
+    /// `ejection-max-time`. Default 5 minutes.
+    pub max_time: Duration,
+    /// `ejection-max-percent`. Default 50.
+    pub max_percent: u32,
 }
 
 impl Default for Gateway {
@@ -109,6 +128,14 @@ impl Gateway {
             http2_streams: count("http2-max-streams", 256, 1)?,
             http2_resets: count("http2-max-resets", 500, 1)?,
             http2_overhead_bytes: count("http2-max-overhead-bytes", 1024 * 1024, 1024)?.into(),
+            ejection: Ejection {
+                failures: count("ejection-failures", 5, 0)?,
+                time: time("ejection-time", 10)?,
+                max_time: time("ejection-max-time", 300)?,
+                max_percent: read.value("ejection-max-percent", 50, "a whole number from 0 to 100", |text| {
+                    text.parse().ok().filter(|percent| *percent <= 100)
+                })?,
+            },
             trusted_proxies: read.value("trusted-proxies", Vec::new(), "a list such as 10.0.0.0/8,::1", |text| {
                 text.split(',').map(str::trim).filter(|range| !range.is_empty()).map(NetworkRange::parse).collect()
             })?,

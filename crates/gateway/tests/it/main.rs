@@ -8,6 +8,7 @@ mod collector;
 mod contract;
 mod differential;
 mod fake_api;
+mod instances;
 mod protocols;
 mod recorder;
 mod telemetry;
