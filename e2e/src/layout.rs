@@ -64,6 +64,8 @@ pub struct Process {
     log: PathBuf,
     /// What it writes once it is ready.
     endpoints: PathBuf,
+    /// Whether it was ended as a crash does, ever.
+    pub was_killed: bool,
 }
 
 impl Process {
@@ -99,6 +101,7 @@ impl Process {
             hidden,
             log: home.join(format!("{name}.log")),
             endpoints: data_dir.join("endpoints.json"),
+            was_killed: false,
         };
         process.start_again()?;
         Ok(process)
@@ -112,7 +115,16 @@ impl Process {
     pub fn start_other(home: &Path, program: PathBuf, arguments: Vec<String>) -> Result<Self> {
         let role = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let log = home.join(format!("{role}.log"));
-        let mut process = Self { role, child: None, program, arguments, hidden: None, log, endpoints: PathBuf::new() };
+        let mut process = Self {
+            role,
+            child: None,
+            program,
+            arguments,
+            hidden: None,
+            log,
+            endpoints: PathBuf::new(),
+            was_killed: false,
+        };
         process.start_again()?;
         Ok(process)
     }
@@ -158,6 +170,7 @@ impl Process {
         if let Some(mut child) = self.child.take() {
             child.kill()?;
             child.wait()?;
+            self.was_killed = true;
         }
         Ok(())
     }
