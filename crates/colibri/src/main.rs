@@ -7,6 +7,7 @@ mod cli;
 mod cluster_names;
 mod data_dir;
 mod extensions;
+mod fetch;
 mod link;
 mod memory;
 mod platform;

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
+use crate::fetch::HttpFetch;
 use crate::up::{Listeners, UpArgs};
 use crate::{admission, cluster_names, extensions, seed, tls};
 
@@ -168,6 +169,7 @@ impl Platform {
             functions::Config::default(),
             caches.clone(),
             code,
+            Arc::new(HttpFetch::new()),
             &controller_tasks,
             &controller_stop,
         );

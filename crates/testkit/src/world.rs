@@ -36,7 +36,7 @@ use tokio_util::task::TaskTracker;
 use crate::checks::{Checks, Counts};
 use crate::dice::Dice;
 use crate::domains::Domains;
-use crate::images::{Code, Registry};
+use crate::images::{Code, Nowhere, Registry};
 use crate::network::{Dial, Network};
 use crate::nodes::Nodes;
 use crate::note;
@@ -275,6 +275,7 @@ impl World {
             functions::Config::default(),
             caches.clone(),
             Arc::new(Code::default()),
+            Arc::new(Nowhere),
             &tasks,
             &stop,
         );

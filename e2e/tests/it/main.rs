@@ -19,6 +19,7 @@ mod isolation;
 mod memory;
 mod mistakes;
 mod refusals;
+mod remote_code;
 mod restart;
 mod roles;
 mod scale;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::settings::{parse_duration, parse_percent};
-use super::{Function, FunctionSpec, Source};
+use super::{Archive, Function, FunctionSpec, Source};
 
 /// Runtimes that the platform brings along.
 pub const RUNTIMES: &[&str] = &["python", "nodejs", "binary"];
@@ -161,10 +161,7 @@ fn check_source(source: Option<&Source>, problems: &mut Problems) {
     }
     if let Some(archive) = &source.archive {
         match archive.digest.as_deref() {
-            _ if archive.url.is_some() => problems.add(
-                "spec.source.archive.url",
-                "archives at a URL are not there yet; run colibri deploy DIR to upload",
-            ),
+            _ if archive.url.is_some() || archive.sha256.is_some() => check_remote(archive, problems),
             None => problems.add("spec.source.archive.digest", "is missing; run colibri deploy DIR to upload DIR"),
             Some(digest) if !is_sha256(digest) => problems.add(
                 "spec.source.archive.digest",
@@ -176,6 +173,38 @@ fn check_source(source: Option<&Source>, problems: &mut Problems) {
     if source.image.as_deref() == Some("") {
         problems.add("spec.source.image", "is empty; name an image, such as registry.example/name:tag");
     }
+}
+
+/// An archive at a URL is named by its SHA-256 too: the same Function is the same code, whatever the server gives later.
+fn check_remote(archive: &Archive, problems: &mut Problems) {
+    let field = |name: &str| format!("spec.source.archive.{name}");
+    if archive.digest.is_some() {
+        problems.add(&field("digest"), "is for uploads; with url give sha256 alone");
+    }
+    match archive.url.as_deref() {
+        None => problems.add(&field("url"), "is missing; sha256 is for an archive at a URL, digest for an upload"),
+        Some(url) if !is_http_url(url) => {
+            let text =
+                format!("{url:?} is not an http:// or https:// URL with a host and without a user or a fragment");
+            problems.add(&field("url"), text);
+        }
+        Some(_) => {}
+    }
+    let shown =
+        |sha256: &str| format!("{sha256:?} is not 64 hexadecimal digits in lower case, as sha256sum prints them");
+    match archive.sha256.as_deref() {
+        None => problems.add(&field("sha256"), "is missing; sha256sum prints it"),
+        Some(sha256) if !is_sha256(&format!("sha256:{sha256}")) => problems.add(&field("sha256"), shown(sha256)),
+        Some(_) => {}
+    }
+}
+
+/// Whether a URL can be fetched; what more there is to it is the HTTP client's to judge.
+fn is_http_url(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let host = rest.map(|rest| rest.split(['/', '?']).next().unwrap_or_default()).unwrap_or_default();
+    let printable = url.len() <= 2048 && url.bytes().all(|c| c.is_ascii_graphic());
+    printable && !host.is_empty() && !host.contains('@') && !url.contains('#')
 }
 
 fn check_inline(files: &std::collections::BTreeMap<String, String>, problems: &mut Problems) {
@@ -386,6 +415,7 @@ mod tests {
 
     #[test]
     fn problems_name_field_cause_and_cure() {
+        let at = |archive: serde_json::Value| serde_json::json!({"runtime": "python", "source": {"archive": archive}});
         let inline = serde_json::json!({"inline": {"main.py": ""}});
         let rows = [
             (serde_json::json!({"source": inline}), "spec.runtime: is missing; use one of python"),
@@ -425,6 +455,32 @@ mod tests {
                 "spec.source.archive.digest: \"sha256:AB\" is not sha256:",
             ),
             (serde_json::json!({"runtime": "python", "source": {"archive": {}}}), "archive.digest: is missing"),
+            (at(serde_json::json!({"url": "https://a/b.tar"})), "archive.sha256: is missing; sha256sum prints it"),
+            (
+                at(serde_json::json!({"url": "https://a/b.tar", "sha256": "sha256:ab"})),
+                "\"sha256:ab\" is not 64 hexadecimal digits",
+            ),
+            (at(serde_json::json!({"sha256": "a".repeat(64)})), "archive.url: is missing"),
+            (
+                at(serde_json::json!({"url": "ftp://a/b.tar", "sha256": "a".repeat(64)})),
+                "is not an http:// or https:// URL",
+            ),
+            (
+                at(serde_json::json!({"url": "https://me:you@a/b", "sha256": "a".repeat(64)})),
+                "is not an http:// or https:// URL",
+            ),
+            (
+                at(serde_json::json!({"url": "https:///b", "sha256": "a".repeat(64)})),
+                "is not an http:// or https:// URL",
+            ),
+            (
+                at(serde_json::json!({"url": "https://a/b#c", "sha256": "a".repeat(64)})),
+                "is not an http:// or https:// URL",
+            ),
+            (
+                at(serde_json::json!({"url": "https://a", "sha256": "a".repeat(64), "digest": "sha256:1"})),
+                "is for uploads",
+            ),
             (serde_json::json!({"runtime": "python", "source": {"git": {}}}), "spec.source.git: Git sources are not"),
             (
                 serde_json::json!({"runtime": "python", "source": inline, "handler": "main"}),

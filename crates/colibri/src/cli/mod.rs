@@ -21,7 +21,7 @@ mod describe;
 mod doctor;
 mod domain;
 mod env;
-mod error;
+pub mod error;
 mod http;
 mod image;
 mod init;

@@ -29,6 +29,7 @@ use super::{STOP_LIMIT, announce, process_name};
 use crate::admin::Admin;
 use crate::admission::{self, DEFAULTING_PATH, VALIDATION_PATH};
 use crate::data_dir::DataDir;
+use crate::fetch::HttpFetch;
 use crate::link::serve::{Gateways, Hub};
 use crate::link::{ADDRESS, LEASE};
 use crate::platform::within;
@@ -294,7 +295,8 @@ async fn lead(role: &Role, tasks: &TaskTracker, term: &CancellationToken) {
     autoscaler.set(serving);
     // Only now gateways are let in: what they say first must not be lost.
     *role.hub.write() = Some(hub);
-    functions::Functions::start(functions::Config::default(), caches.clone(), stores, tasks, term);
+    let fetch = Arc::new(HttpFetch::new());
+    functions::Functions::start(functions::Config::default(), caches.clone(), stores, fetch, tasks, term);
     tasks.spawn(seed(role.api.client.clone(), term.clone()));
     if role.cluster {
         let config = cluster::Config { root_ca_pem: role.api.ca_pem.clone() };

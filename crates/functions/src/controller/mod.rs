@@ -32,6 +32,9 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::code::{CodeError, CodeStore};
+use crate::fetch::{Fetch, Fetches};
+
+use self::observe::Source;
 
 /// Time before another look at a Function whose plan was made from an old picture.
 const STALE_PAUSE: Duration = Duration::from_millis(15);
@@ -65,6 +68,8 @@ enum ReconcileError {
 pub struct Functions {
     caches: Arc<Caches>,
     code: Arc<dyn CodeStore>,
+    fetches: Arc<Fetches>,
+    queue: Arc<Queue<ObjectKey>>,
 }
 
 impl Functions {
@@ -73,11 +78,13 @@ impl Functions {
         config: Config,
         caches: Arc<Caches>,
         code: Arc<dyn CodeStore>,
+        fetch: Arc<dyn Fetch>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Arc<Self> {
         let queue = Queue::<ObjectKey>::new();
-        let functions = Arc::new(Self { caches: caches.clone(), code });
+        let fetches = Fetches::new(fetch, code.clone(), tasks.clone());
+        let functions = Arc::new(Self { caches, code, fetches, queue: queue.clone() });
         let (starting, work, stop_start) = (functions.clone(), functions.clone(), stop.clone());
         let tracker = tasks.clone();
         let stopped = stop.clone();
@@ -120,9 +127,18 @@ impl Functions {
     }
 
     async fn reconcile(&self, key: ObjectKey) -> Result<Outcome, ReconcileError> {
-        let Some(observed) = observe::observe(&self.caches, self.code.as_ref(), &key).await? else {
+        let Some(mut observed) = observe::observe(&self.caches, self.code.as_ref(), &key).await? else {
+            self.fetches.forget(&key);
             return Ok(Outcome::Done);
         };
+        match &observed.source {
+            Source::Elsewhere { url, digest, .. } => {
+                let progress = self.fetches.progress(&key, url, digest, &self.queue);
+                let (url, digest) = (url.clone(), digest.clone());
+                observed.source = Source::Elsewhere { url, digest, progress };
+            }
+            _ => self.fetches.forget(&key),
+        }
         let plan = plan::plan(&observed, Timestamp::now());
         let outcome = plan.outcome;
         match apply::apply(self.caches.client(), &observed, plan).await {

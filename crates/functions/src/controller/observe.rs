@@ -7,9 +7,11 @@ use api::serving::{Revision, Service};
 use client::{Caches, ObjectKey};
 
 use crate::code::CodeStore;
+use crate::fetch::Progress;
 use crate::pack;
 
 use super::ReconcileError;
+use super::resources::service::Code;
 
 /// The code of a Function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +24,19 @@ pub enum Source {
     Invalid { message: String },
     /// The archive is not there.
     Missing { digest: String },
+    /// The archive is at a URL and is to be fetched.
+    Elsewhere { url: String, digest: String, progress: Progress },
+}
+
+impl Source {
+    /// What can be run; `None` while there is nothing, and what serves goes on serving.
+    pub fn code(&self) -> Option<Code<'_>> {
+        match self {
+            Self::Archive { digest } => Some(Code::Archive { digest }),
+            Self::Image { reference } => Some(Code::Image { reference }),
+            Self::Invalid { .. } | Self::Missing { .. } | Self::Elsewhere { .. } => None,
+        }
+    }
 }
 
 /// One Function and what belongs to it.
@@ -78,9 +93,14 @@ pub(super) async fn source(
             Err(error) => Ok(Source::Invalid { message: format!("spec.source.inline: {error}") }),
         };
     }
-    let digest = source.archive.as_ref().and_then(|archive| archive.digest.clone()).unwrap_or_default();
+    let archive = source.archive.clone().unwrap_or_default();
+    let digest = archive.digest.or(archive.sha256.map(|sha256| format!("sha256:{sha256}"))).unwrap_or_default();
     let found = code.contains(namespace, &digest).await?;
-    Ok(if found { Source::Archive { digest } } else { Source::Missing { digest } })
+    Ok(match archive.url {
+        _ if found => Source::Archive { digest },
+        Some(url) => Source::Elsewhere { url, digest, progress: Progress::Running },
+        None => Source::Missing { digest },
+    })
 }
 
 async fn inline(code: &dyn CodeStore, namespace: &str, archive: Vec<u8>) -> Result<String, ReconcileError> {

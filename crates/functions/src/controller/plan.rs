@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::observe::{Observed, Source};
-use super::resources::service::{self, Code};
+use super::resources::service;
 use super::status;
+use crate::fetch::Progress;
 
 /// How soon an archive that is not there is looked for again: no event tells of an upload.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -39,22 +40,16 @@ pub struct Plan {
 pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let status = status::status(observed, now);
     let changed = observed.function.status.as_ref() != Some(&status);
-    let missing = matches!(observed.source, Source::Missing { .. });
-    Plan {
-        service: plan_service(observed),
-        status: changed.then_some(status),
-        outcome: if missing { Outcome::After(LOOK_AGAIN) } else { Outcome::Done },
-    }
+    let outcome = match &observed.source {
+        Source::Missing { .. } => Outcome::After(LOOK_AGAIN),
+        Source::Elsewhere { progress: Progress::Failed { again: Some(again), .. }, .. } => Outcome::After(*again),
+        _ => Outcome::Done,
+    };
+    Plan { service: plan_service(observed), status: changed.then_some(status), outcome }
 }
 
 fn plan_service(observed: &Observed) -> Option<ServiceWrite> {
-    let code = match &observed.source {
-        Source::Archive { digest } => Code::Archive { digest },
-        Source::Image { reference } => Code::Image { reference },
-        // What serves goes on serving.
-        Source::Invalid { .. } | Source::Missing { .. } => return None,
-    };
-    let wanted = service::make(&observed.function, &code);
+    let wanted = service::make(&observed.function, &observed.source.code()?);
     let Some(present) = &observed.service else { return Some(ServiceWrite::Create(Box::new(wanted))) };
     if !belongs(observed) || present.metadata.deletion_timestamp.is_some() || service::is_as_wanted(present, &wanted) {
         return None;

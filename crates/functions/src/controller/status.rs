@@ -7,7 +7,8 @@ use jiff::Timestamp;
 
 use super::observe::{Observed, Source};
 use super::plan::belongs;
-use super::resources::service::{self, Code};
+use super::resources::service;
+use crate::fetch::Progress;
 
 /// What Knative puts before a container's own last words.
 const CONTAINER_PREFIX: &str = "Container failed with: ";
@@ -36,7 +37,9 @@ fn build(observed: &Observed) -> Option<BuildStatus> {
     match &observed.source {
         Source::Archive { digest } => Some(BuildStatus { state: "Succeeded".to_owned(), digest: Some(digest.clone()) }),
         Source::Image { .. } => None,
-        Source::Invalid { .. } | Source::Missing { .. } => observed.function.status.as_ref()?.build.clone(),
+        Source::Invalid { .. } | Source::Missing { .. } | Source::Elsewhere { .. } => {
+            observed.function.status.as_ref()?.build.clone()
+        }
     }
 }
 
@@ -57,6 +60,14 @@ fn mark_source(observed: &Observed, conditions: &mut Conditions) -> bool {
                 "spec.source.archive.digest: {digest} was not uploaded to this namespace; run colibri deploy DIR"
             );
             conditions.mark_false("SourceReady", "ArchiveNotFound", &message);
+            false
+        }
+        Source::Elsewhere { url, progress: Progress::Running, .. } => {
+            conditions.mark_unknown("SourceReady", "Fetching", &format!("the code is being fetched from {url}"));
+            false
+        }
+        Source::Elsewhere { progress: Progress::Failed { message, .. }, .. } => {
+            conditions.mark_false("SourceReady", "FetchFailed", message);
             false
         }
     }
@@ -104,12 +115,7 @@ fn mark_service(observed: &Observed, service: Option<&Service>, conditions: &mut
 
 /// The Service that the Function asks for, where its code is there.
 fn wanted(observed: &Observed) -> Option<Service> {
-    let code = match &observed.source {
-        Source::Archive { digest } => Code::Archive { digest },
-        Source::Image { reference } => Code::Image { reference },
-        Source::Invalid { .. } | Source::Missing { .. } => return None,
-    };
-    Some(service::make(&observed.function, &code))
+    Some(service::make(&observed.function, &observed.source.code()?))
 }
 
 /// What is said of the newest Revision; `None` while the newest is not made or not seen yet.

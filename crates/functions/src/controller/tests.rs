@@ -3,6 +3,7 @@
 mod failures;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::conditions::ConditionStatus;
 use api::functions::Function;
@@ -18,6 +19,7 @@ use super::plan::{Plan, ServiceWrite, plan};
 use super::resources::service::{self, Code};
 use crate::code::CodeStore;
 use crate::code::memory::MemoryStore;
+use crate::fetch::Progress;
 
 const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
@@ -516,6 +518,42 @@ fn a_field_that_was_taken_away_is_a_difference() {
     assert!(!service::is_as_wanted(&present, &wanted));
 }
 
+fn elsewhere(progress: Progress) -> Source {
+    Source::Elsewhere { url: "https://example.com/a.tar".to_owned(), digest: DIGEST.to_owned(), progress }
+}
+
+#[test]
+fn code_at_a_url_is_awaited_and_what_serves_goes_on() {
+    let served = || simple().service(serving("greet-00001", "greet-00001")).status(json!({"version": "greet-00001"}));
+    check(
+        served().source(elsewhere(Progress::Running)),
+        expect![[r#"
+        BuildReady=Unknown
+        Ready=Unknown (Fetching): the code is being fetched from https://example.com/a.tar
+        RevisionReady=Unknown
+        RouteReady=Unknown
+        SourceReady=Unknown (Fetching): the code is being fetched from https://example.com/a.tar
+        version greet-00001, url http://greet.default.localhost:8080
+    "#]],
+    );
+    let failed = Progress::Failed {
+        message: "spec.source.archive.url: no answer".to_owned(),
+        again: Some(Duration::from_secs(4)),
+    };
+    check(
+        served().source(elsewhere(failed)),
+        expect![[r#"
+        BuildReady=Unknown
+        Ready=False (FetchFailed): spec.source.archive.url: no answer
+        RevisionReady=Unknown
+        RouteReady=Unknown
+        SourceReady=False (FetchFailed): spec.source.archive.url: no answer
+        version greet-00001, url http://greet.default.localhost:8080
+        again in 4s
+    "#]],
+    );
+}
+
 #[test]
 fn planning_again_after_a_plan_was_applied_yields_nothing() {
     let cases = [
@@ -525,6 +563,7 @@ fn planning_again_after_a_plan_was_applied_yields_nothing() {
         simple().service(serving("greet-00002", "greet-00001")).revision("False", "ExitCode1", "x"),
         simple().source(Source::Missing { digest: DIGEST.to_owned() }),
         simple().source(Source::Invalid { message: "x".to_owned() }),
+        simple().source(elsewhere(Progress::Running)),
         simple().status(json!({"version": "greet-00001", "url": "http://x", "conditions": []})),
     ];
     for mut observed in cases {

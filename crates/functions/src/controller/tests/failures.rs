@@ -8,8 +8,9 @@ use api::functions::Function;
 use api::serving::Service;
 use bytes::Bytes;
 use client::queue::Outcome;
-use client::{Caches, ObjectKey};
+use client::{Caches, ObjectKey, Queue};
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, StreamBody};
 use kube::client::Body;
@@ -21,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use super::super::{Functions, ReconcileError, STALE_PAUSE};
 use crate::code::CodeStore;
 use crate::code::memory::{BrokenStore, MemoryStore};
+use crate::fetch::{Fetch, Fetches};
 
 /// An API server with one Function and at most one Service, which answers writes as it is told.
 #[derive(Default)]
@@ -88,10 +90,25 @@ fn client(server: &Shared) -> kube::Client {
     kube::Client::new(service, "default")
 }
 
+/// No URL answers.
+struct Nowhere;
+
+impl Fetch for Nowhere {
+    fn fetch(&self, url: &str) -> BoxFuture<'static, Result<Vec<u8>, String>> {
+        let message = format!("{url} does not answer");
+        Box::pin(async { Err(message) })
+    }
+}
+
 /// One pass of a controller that has just started, so that its caches hold what the server holds.
 async fn pass(server: &Shared, code: Arc<dyn CodeStore>) -> Result<Outcome, ReconcileError> {
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let functions = Functions { caches: Caches::new(client(server), tasks.clone(), stop.clone()), code };
+    let functions = Functions {
+        caches: Caches::new(client(server), tasks.clone(), stop.clone()),
+        fetches: Fetches::new(Arc::new(Nowhere), code.clone(), tasks.clone()),
+        code,
+        queue: Queue::new(),
+    };
     functions.synced().await;
     let outcome = functions.reconcile(ObjectKey::new("default", "greet")).await;
     stop.cancel();
