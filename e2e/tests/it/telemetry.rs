@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Options, cannot_run};
+use e2e::{Options, Platform, cannot_run};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::{NO_GRACE, SHORT_WINDOW, SOON, configure, hello_service, host, service_selector, start_with_hello, until};
+use crate::{NO_GRACE, SHORT_WINDOW, SOON, configure, hello_service, host, service_selector, until};
 
 /// Takes messages over HTTP, and keeps their heads and bodies.
 struct Collector {
@@ -64,7 +64,8 @@ async fn a_cold_start_is_seen_in_metrics_the_access_log_and_a_trace() -> Result<
     if cannot_run(&["kubectl"]).is_some() {
         return Ok(());
     }
-    let mut platform = start_with_hello(Options::default(), "told").await?;
+    let mut platform = Platform::start(Options::default()).await?;
+    platform.load_hello().await?;
     platform.apply(NO_GRACE).await?;
     platform.apply(&hello_service("told", &[SHORT_WINDOW], "")).await?;
     platform.kubectl(&["wait", "--for=condition=Ready", "ksvc/told", "--timeout=60s"]).await?.ok()?;
@@ -90,9 +91,9 @@ async fn a_cold_start_is_seen_in_metrics_the_access_log_and_a_trace() -> Result<
     };
     until(SOON, settled, |settled| *settled).await?;
 
-    let answer = platform.get(&host("told"), "/cold?a=b").await?;
+    let answer = platform.get(&host("told"), "/sleep?ms=1").await?;
     ensure!(answer.status == 200, "{answer:?}");
-    let line = until(SOON, async || Ok(line_of("/cold?a=b")), Option::is_some).await?.context("a line")?;
+    let line = until(SOON, async || Ok(line_of("/sleep?ms=1")), Option::is_some).await?.context("a line")?;
     let want = json!({"method": "GET", "status": 200, "namespace": "default", "service": "told", "route": "told",
         "cold": true, "bytes_in": 0, "bytes_out": answer.body.len()});
     for (field, value) in want.as_object().context("an object")? {
