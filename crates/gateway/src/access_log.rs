@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::Version;
 use jiff::Timestamp;
@@ -108,10 +108,20 @@ impl AccessLog {
             if batch.items == 0 {
                 thread::park();
             } else {
-                thread::park_timeout(PAUSE);
+                self.pause();
             }
         }
         self.ended.send_replace(true);
+    }
+
+    /// Lets lines come together: the first one wakes the writer, and must not end the pause.
+    fn pause(&self) {
+        let end = Instant::now() + PAUSE;
+        while !self.closed.load(Ordering::Acquire)
+            && let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        {
+            thread::park_timeout(left);
+        }
     }
 
     /// Waits until all lines are written, as long as the caller likes.
@@ -334,6 +344,33 @@ mod tests {
         drop(held);
         log.close().await;
         assert_eq!(sink.0.lock().len() / line.len(), 3 * fit - count, "all others are written");
+    }
+
+    /// Counts writes.
+    #[derive(Debug, Default)]
+    struct Writes(std::sync::atomic::AtomicUsize);
+
+    impl Sink for Writes {
+        fn write(&self, _: &[u8]) -> io::Result<()> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_that_come_one_by_one_are_written_together() {
+        let sink = Arc::new(Writes::default());
+        let log = AccessLog::new(sink.clone(), Counter::default());
+        let start = Instant::now();
+        for _ in 0..100 {
+            log.add(b"line\n");
+            thread::sleep(Duration::from_millis(3));
+        }
+        log.close().await;
+        // One at once, one for each tenth of a second begun, and what is left.
+        let most = 3 + (start.elapsed().as_millis() / PAUSE.as_millis()) as usize;
+        let writes = sink.0.load(Ordering::Relaxed);
+        assert!((1..=most).contains(&writes), "{writes} writes where {most} are enough");
     }
 
     #[derive(Debug)]
