@@ -6,7 +6,7 @@
 //!
 //! | Part | Kind |
 //! |---|---|
-//! | [`routes`], [`throttle`], [`instance`], [`meter`], [`settings`], [`headers`], [`wire`], [`timing`], [`stage`],
+//! | [`routes`], [`affinity`], [`throttle`], [`instance`], [`meter`], [`settings`], [`headers`], [`wire`], [`timing`], [`stage`],
 //! [`answer`], [`cause`], [`trace`], [`spans`] | pure |
 //! | [`revision`], [`fleet`], [`probe`], [`clients`] | shell around them |
 //! | [`metrics`], [`record`], [`telemetry`], [`access_log`], [`export`], [`outbox`] | what is told of requests |
@@ -20,6 +20,7 @@
 //! - a slot is given back exactly once, however the request ends.
 
 pub mod access_log;
+pub mod affinity;
 pub mod answer;
 pub mod body;
 pub mod cause;

@@ -22,6 +22,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
+use crate::affinity::{self, Token};
 use crate::answer::{Failure, is_grpc};
 use crate::body::{End, Flow, RequestBody, ResponseBody, broken_by_client};
 use crate::cause::Cause;
@@ -101,14 +102,34 @@ pub struct Arrival {
     pub revision: Arc<Revision>,
     /// Whether a tag was asked for that does not exist.
     pub untagged: bool,
+    /// How it is served.
+    pub way: Way,
+}
+
+/// How a request is served whose revision is known.
+#[derive(Clone, Copy)]
+pub struct Way {
     /// When its revision was known.
     pub routed: Instant,
+    /// The instance that it asks for.
+    pub asked: Option<Token>,
+    /// Whether the client speaks TLS.
+    pub secure: bool,
 }
 
 impl Arrival {
-    fn new(mut record: Record, trace: Trace, Target { revision, route }: Target, untagged: bool) -> Self {
+    fn new<B>(
+        mut record: Record,
+        trace: Trace,
+        Target { revision, route }: Target,
+        untagged: bool,
+        (client, request): (&Client, &Request<B>),
+    ) -> Self {
         record.routed(&revision, route);
-        Self { record, trace, revision, untagged, routed: Instant::now() }
+        let headers = request.headers();
+        let way =
+            Way { routed: Instant::now(), asked: revision.asked(headers), secure: client.peer.is_secure(headers) };
+        Self { record, trace, revision, untagged, way }
     }
 }
 
@@ -118,7 +139,7 @@ struct Passage<'p> {
     settings: Arc<Settings>,
     grpc: bool,
     arrived: Instant,
-    routed: Instant,
+    way: Way,
     /// What is noted of it, until it is handed to whatever ends with the response.
     record: Option<Record>,
 }
@@ -167,12 +188,12 @@ impl Proxy {
                 Ok(Routed::Revision(target, untagged)) => {
                     let trace = self.trace(head.headers());
                     let record = Record::of(&self.shared, arrived, &client.peer, trace, &head);
-                    Arrival::new(record, trace, target, untagged)
+                    Arrival::new(record, trace, target, untagged, (client, &head))
                 }
                 _ => return None,
             }
         };
-        let slot = self.shared.admit(client, &arrival.revision, &mut arrival.record).await;
+        let slot = self.shared.admit(client, &arrival.revision, arrival.way.asked, &mut arrival.record).await;
         Some(Box::new(Early { arrival, slot }))
     }
 
@@ -208,7 +229,7 @@ impl Proxy {
         let mut record = Record::of(&self.shared, arrived, &client.peer, trace, &request);
         match routed {
             Ok(Routed::Revision(target, untagged)) => {
-                let arrival = Arrival::new(record, trace, target, untagged);
+                let arrival = Arrival::new(record, trace, target, untagged, (client, &request));
                 self.pass(client, arrival, None, request).await
             }
             Ok(Routed::Handler(handler)) => {
@@ -301,7 +322,7 @@ impl Proxy {
         slot: Option<Result<Slot, Failure>>,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        let Arrival { mut record, trace, revision, untagged, routed } = arrival;
+        let Arrival { mut record, trace, revision, untagged, way } = arrival;
         let limit_bytes = self.shared.clients.body_limit_bytes();
         let switch = match request.method() {
             &Method::CONNECT => Some(Switch::Connect),
@@ -331,10 +352,10 @@ impl Proxy {
                 let outgoing = outgoing(head, RequestBody::new(body, limit_bytes, record.received()));
                 let slot = match slot {
                     Some(slot) => slot,
-                    None => self.shared.admit(client, &revision, &mut record).await,
+                    None => self.shared.admit(client, &revision, way.asked, &mut record).await,
                 };
                 match slot {
-                    Ok(slot) => self.forward(slot, record, routed, outgoing, switch, grpc.is_some()).await,
+                    Ok(slot) => self.forward(slot, record, way, outgoing, switch, grpc.is_some()).await,
                     Err(failure) => Err((failure, Some(record))),
                 }
             }
@@ -357,7 +378,7 @@ impl Proxy {
         &'p self,
         slot: Slot,
         record: Record,
-        routed: Instant,
+        way: Way,
         outgoing: Outgoing,
         switch: Option<(Switch, OnUpgrade)>,
         grpc: bool,
@@ -367,7 +388,7 @@ impl Proxy {
                 return Err((Failure::NoRevision, Some(record)));
             };
             let (arrived, record) = (record.arrived(), Some(record));
-            let mut passage = Passage { shared: &self.shared, settings, grpc, arrived, routed, record };
+            let mut passage = Passage { shared: &self.shared, settings, grpc, arrived, way, record };
             let response = match switch {
                 None => passage.exchange(slot, outgoing).await,
                 Some((switch, client)) => passage.switch(slot, outgoing, switch, client).await,
@@ -379,9 +400,15 @@ impl Proxy {
 
 impl Shared {
     /// Gets a request that has arrived its slot.
-    async fn admit(&self, client: &Client, revision: &Arc<Revision>, record: &mut Record) -> Result<Slot, Failure> {
+    async fn admit(
+        &self,
+        client: &Client,
+        revision: &Arc<Revision>,
+        asked: Option<Token>,
+        record: &mut Record,
+    ) -> Result<Slot, Failure> {
         let limit = revision.settings.load().as_ref().ok_or(Failure::NoRevision)?.timeout;
-        match revision.enter() {
+        match revision.enter(asked) {
             Entry::Slot(slot) => Ok(slot),
             Entry::Waiting(waiting) => {
                 let watched = client.dialogue.wait();
@@ -658,6 +685,7 @@ impl Passage<'_> {
         head.version = Version::HTTP_11;
         headers::to_client(&mut head.headers);
         self.add_timing(&mut head.headers, &slot, granted);
+        self.add_cookie(&mut head.headers, &slot);
         if head.status.is_server_error() {
             slot.served = Some(false);
         }
@@ -689,10 +717,22 @@ impl Passage<'_> {
         if !self.shared.config.server_timing {
             return;
         }
-        let timing = Timing { arrived: self.arrived, routed: self.routed, granted, responded: Instant::now() };
+        let timing = Timing { arrived: self.arrived, routed: self.way.routed, granted, responded: Instant::now() };
         let cold = ColdStart::of(self.arrived, granted, slot.upstream.stages());
         if let Some(value) = server_timing(&timing, cold) {
             headers.append(SERVER_TIMING, value);
+        }
+    }
+
+    /// Has the client ask for this instance, unless the one that it asks for is only busy.
+    fn add_cookie(&self, headers: &mut http::HeaderMap, slot: &Slot) {
+        let (revision, token) = (&slot.revision, slot.upstream.token);
+        let stays = |asked: Token| asked == token || revision.has_ready(asked);
+        if self.settings.affinity
+            && !self.way.asked.is_some_and(stays)
+            && let Some(cookie) = affinity::cookie(&revision.id, token, self.way.secure)
+        {
+            headers.append(header::SET_COOKIE, cookie);
         }
     }
 
@@ -770,6 +810,7 @@ impl Passage<'_> {
             head.status = StatusCode::OK;
             headers::from_websocket(&mut head.headers);
         }
+        self.add_cookie(&mut head.headers, &slot);
         self.add_timing(&mut head.headers, &slot, granted);
         if let Some(record) = self.answered(head.status) {
             self.shared.tasks.spawn(tunnel::run(client, workload, slot, record, granted + limit));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use base::{PodId, RevisionId};
 use client::link::{AutoscalerLink, Stat};
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
+use crate::affinity::{self, Token};
 use crate::clients::Clients;
 use crate::config::Config;
 use crate::instance::{Event, Instance};
@@ -290,18 +292,34 @@ impl Revision {
         });
     }
 
-    /// A request arrives.
-    pub fn enter(self: &Arc<Self>) -> Entry {
+    /// The instance that a client asks for, where the revision has affinity.
+    pub fn asked(&self, headers: &HeaderMap) -> Option<Token> {
+        let affinity = self.settings.load().as_ref().is_some_and(|settings| settings.affinity);
+        if affinity { affinity::asked(headers, &self.id) } else { None }
+    }
+
+    /// Whether the instance of that name is in rotation.
+    pub fn has_ready(&self, token: Token) -> bool {
+        self.core.lock().throttle.instances().any(|(_, state, upstream)| state.is_ready() && upstream.token == token)
+    }
+
+    /// A request arrives, for the instance that it asks for if that has a slot.
+    pub fn enter(self: &Arc<Self>, asked: Option<Token>) -> Entry {
         let now = Instant::now();
         let (sender, poke, admission) = {
             let mut core = self.core.lock();
             core.meter.enter(now);
             let mut receiver = None;
-            let admission = core.throttle.admit(|| {
-                let (waiter, slot) = oneshot::channel();
-                receiver = Some(slot);
-                waiter
-            });
+            let key = asked.and_then(|token| core.throttle.instances().find(|(.., upstream)| upstream.token == token));
+            let key = key.map(|(key, ..)| key);
+            let admission = match key.and_then(|key| core.throttle.admit_to(key)) {
+                Some(grant) => Admission::Granted(grant),
+                None => core.throttle.admit(|| {
+                    let (waiter, slot) = oneshot::channel();
+                    receiver = Some(slot);
+                    waiter
+                }),
+            };
             if matches!(admission, Admission::Full) {
                 core.meter.leave(now);
             }

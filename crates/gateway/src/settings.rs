@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::serving::annotations::{CONFIGURATION_LABEL, SERVICE_LABEL};
+use api::serving::annotations::{self, AFFINITY_COOKIE, CONFIGURATION_LABEL, SERVICE_LABEL, SESSION_AFFINITY};
 use api::serving::{Revision, RevisionSpec};
 use http::{HeaderName, HeaderValue};
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe as PodProbe};
@@ -34,6 +34,8 @@ pub struct Settings {
     pub protocol: Protocol,
     /// How to see that it is ready.
     pub probe: Probe,
+    /// Whether a client's requests go to the instance that served it first.
+    pub affinity: bool,
     /// Service that the Revision belongs to; empty without one.
     pub service: Arc<str>,
     /// Configuration that the Revision belongs to; empty without one.
@@ -87,6 +89,7 @@ impl Settings {
             port,
             protocol,
             probe: probe_of(container.and_then(|c| c.readiness_probe.as_ref()), port),
+            affinity: annotations::value(revision.annotations(), SESSION_AFFINITY) == Some(AFFINITY_COOKIE),
             service: label(SERVICE_LABEL),
             configuration: label(CONFIGURATION_LABEL),
         }

@@ -124,6 +124,18 @@ impl<I: Clone, W> Throttle<I, W> {
         Admission::Queued(ticket)
     }
 
+    /// A request arrives that is to get its slot on the instance `key`, if that has one.
+    pub fn admit_to(&mut self, key: Key) -> Option<Grant<I>> {
+        if !self.queue.is_empty() || !self.state(key)?.is_ready() || !self.has_room(key) {
+            return None;
+        }
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        let tracked = self.instances.get_mut(&key)?;
+        tracked.state = tracked.state.step(Event::Taken);
+        Some(Grant { ticket, key, instance: tracked.instance.clone() })
+    }
+
     /// The request `ticket` could not be handed over to the instance `key`: it waits again, in its old place, and the
     /// instance is out of rotation until a probe succeeds. The queue's limit does not apply.
     pub fn hand_back(&mut self, ticket: Ticket, key: Key, waiter: W) -> Grants<I, W> {
@@ -445,6 +457,7 @@ mod tests {
     enum Act {
         Add,
         Arrive,
+        ArriveFor(usize),
         Finish(usize),
         Fail(usize),
         Cancel(usize),
@@ -458,6 +471,7 @@ mod tests {
         prop_oneof![
             2 => Just(Act::Add),
             8 => Just(Act::Arrive),
+            2 => any::<usize>().prop_map(Act::ArriveFor),
             6 => any::<usize>().prop_map(Act::Finish),
             1 => any::<usize>().prop_map(Act::Fail),
             1 => any::<usize>().prop_map(Act::Cancel),
@@ -498,6 +512,13 @@ mod tests {
                     // Requests handed back wait beyond the limit.
                     Admission::Full => assert!(self.waiting.len() >= 5),
                 },
+                Act::ArriveFor(n) if !self.keys.is_empty() => {
+                    let key = self.keys[n % self.keys.len()];
+                    if let Some(grant) = self.throttle.admit_to(key) {
+                        assert!(grant.key == key && self.waiting.is_empty());
+                        self.running.push((grant.ticket, grant.key));
+                    }
+                }
                 Act::Finish(n) if !self.running.is_empty() => {
                     let (_, key) = self.running.swap_remove(n % self.running.len());
                     let grants = self.throttle.finish(key).into_iter().collect();
@@ -534,7 +555,7 @@ mod tests {
                     assert!(retired.len() <= count);
                     self.granted(grants);
                 }
-                Act::Finish(_) | Act::Fail(_) | Act::Cancel(_) | Act::Step(..) | Act::Judge(..) => {}
+                Act::Finish(_) | Act::Fail(_) | Act::Cancel(_) | Act::Step(..) | Act::Judge(..) | Act::ArriveFor(_) => {}
             }
         }
 

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, interval, timeout};
 
+use crate::affinity::Token;
 use crate::body::RequestBody;
 use crate::metrics::{UpstreamConnection, UpstreamConnections};
 use crate::stage::Stage;
@@ -113,6 +114,8 @@ pub struct Upstream {
     pub pod: PodId,
     /// UID of its pod.
     pub uid: String,
+    /// What a client's cookie calls it.
+    pub token: Token,
     dialer: Arc<dyn Dialer>,
     connections: UpstreamConnections,
     /// Whether its start has been counted as one that requests waited for.
@@ -154,6 +157,7 @@ impl Upstream {
         now: Instant,
     ) -> Arc<Self> {
         Arc::new(Self {
+            token: Token::of(&pod, &uid),
             pod,
             uid,
             dialer,

@@ -148,6 +148,11 @@ pub const NETWORKING: &[&str] = &[
 /// What requests without TLS get: `Enabled`, `Redirected` or `Disabled`.
 pub const HTTP_PROTOCOL: Spellings = &["networking.knative.dev/http-protocol", "networking.knative.dev/httpOption"];
 
+/// Whether a client's requests go to the instance that served it first; of Colibri's own. `cookie` or `none`.
+pub const SESSION_AFFINITY: Spellings = &["gateway.colibri.dev/session-affinity"];
+/// The client keeps a cookie that names the instance.
+pub const AFFINITY_COOKIE: &str = "cookie";
+
 /// The value of an annotation in whichever spelling it is there.
 pub fn value(annotations: &BTreeMap<String, String>, spellings: Spellings) -> Option<&str> {
     spellings.iter().find_map(|key| annotations.get(*key)).map(String::as_str)

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use base::RevisionId;
 use bytes::Bytes;
 use gateway::Config;
 use http::{Request, StatusCode};
 use http_body_util::Empty;
 use serde_json::json;
+use tokio::sync::Notify;
 
 use crate::seeded;
-use crate::world::{PODS, Workload, World, full, http2, pod, until};
+use crate::world::{PODS, REVISIONS, Workload, World, full, http2, pod, revision, send, text, until};
 
 /// A workload that answers with the status that is set, and its name.
 async fn answering(ip: u8, port: u16, name: &'static str, status: &Arc<AtomicU16>) -> Workload {
@@ -115,4 +117,93 @@ async fn a_flood_of_one_service_does_not_keep_another_one_waiting() {
     }
     assert_eq!(world.load("flood-1"), 2_000);
     assert!(flood.try_join_next().is_none());
+}
+
+/// A Service whose clients stay where they were.
+async fn sticky(world: &World, name: &str, port: u16) {
+    let mut object = revision(&format!("{name}-1"), port, json!({"containerConcurrency": 1}));
+    object["metadata"]["annotations"] = json!({"gateway.colibri.dev/session-affinity": "cookie"});
+    world.api.put(REVISIONS, object);
+    let traffic = json!([{"revisionName": format!("{name}-1"), "percent": 100}]);
+    world.route(name, 1, traffic, json!({})).await;
+}
+
+/// Who answers a request with that cookie, and the cookie that it sets.
+async fn visit(world: &World, name: &str, cookie: Option<&str>) -> (String, Option<String>) {
+    let mut request = crate::world::request("GET", &format!("{name}.ns.localhost"), "/", "");
+    if let Some(cookie) = cookie {
+        request.headers_mut().insert("cookie", format!("theme=dark; {cookie}").parse().unwrap());
+    }
+    let response = send(world.public, request).await;
+    let set = response.headers().get("set-cookie").map(|set| set.to_str().unwrap().to_owned());
+    (text(response).await, set.map(|set| set.split(';').next().unwrap().to_owned()))
+}
+
+#[tokio::test]
+async fn a_client_with_a_cookie_stays_with_its_instance_while_that_is_there() {
+    let world = World::start(seeded(1)).await;
+    let fine = Arc::new(AtomicU16::new(200));
+    let one = answering(176, 0, "one", &fine).await;
+    let two = answering(177, one.port, "two", &fine).await;
+    let other = answering(178, one.port, "other", &fine).await;
+    sticky(&world, "sticky", one.port).await;
+    sticky(&world, "other", one.port).await;
+    world.api.put(PODS, pod("other-1", "o", Some(other.ip)));
+    world.api.put(PODS, pod("sticky-1", "a", Some(one.ip)));
+    let (who, cookie) = visit(&world, "sticky", None).await;
+    let cookie = cookie.unwrap();
+    assert!(who == "one" && !cookie.contains("127."), "{who} {cookie}");
+    world.api.put(PODS, pod("sticky-1", "b", Some(two.ip)));
+    while visit(&world, "sticky", None).await.0 != "two" {}
+    for _ in 0..20 {
+        assert_eq!(visit(&world, "sticky", Some(&cookie)).await, ("one".to_owned(), None));
+    }
+
+    // What names an instance of another service names none here.
+    let (_, strange) = visit(&world, "other", None).await;
+    let strange = strange.unwrap();
+    let forged = format!("{}={}", cookie.split('=').next().unwrap(), strange.split('=').nth(1).unwrap());
+    for foreign in [&forged, &strange] {
+        let (who, set) = visit(&world, "sticky", Some(foreign)).await;
+        assert!(who != "other" && set.is_some_and(|set| set != *foreign), "{who}");
+    }
+
+    world.api.delete(PODS, "a");
+    while visit(&world, "sticky", None).await.0 != "two" || world.gateway.instances(&sticky_id()) != 1 {}
+    let (who, again) = visit(&world, "sticky", Some(&cookie)).await;
+    assert!(who == "two" && again.as_ref().is_some_and(|again| *again != cookie), "{who} {again:?}");
+    assert_eq!(visit(&world, "sticky", again.as_deref()).await, ("two".to_owned(), None));
+}
+
+#[tokio::test]
+async fn a_client_whose_instance_is_busy_is_served_by_another_one_and_keeps_its_cookie() {
+    let world = World::start(seeded(1)).await;
+    let release = Arc::new(Notify::new());
+    let held = release.clone();
+    let one = Workload::start(179, 0, move |request| {
+        let held = held.clone();
+        async move {
+            if request.uri().path() == "/hold" {
+                held.notified().await;
+            }
+            full("one")
+        }
+    })
+    .await;
+    let two = answering(180, one.port, "two", &Arc::new(AtomicU16::new(200))).await;
+    sticky(&world, "sticky", one.port).await;
+    world.api.put(PODS, pod("sticky-1", "a", Some(one.ip)));
+    let cookie = visit(&world, "sticky", None).await.1.unwrap();
+    let holding = tokio::spawn(send(world.public, crate::world::request("GET", "sticky.ns.localhost", "/hold", "")));
+    until(|| one.now.load(Ordering::SeqCst) == 1).await;
+    world.api.put(PODS, pod("sticky-1", "b", Some(two.ip)));
+    assert_eq!(visit(&world, "sticky", Some(&cookie)).await, ("two".to_owned(), None));
+    release.notify_waiters();
+    assert_eq!(holding.await.unwrap().status(), 200);
+    world.loaded("sticky-1", 0).await;
+    assert_eq!(visit(&world, "sticky", Some(&cookie)).await, ("one".to_owned(), None));
+}
+
+fn sticky_id() -> RevisionId {
+    RevisionId::new("ns", "sticky-1")
 }

@@ -168,6 +168,7 @@ fn metadata(kind: Kind, object: &Value, settings: &Settings) -> Errors {
     let annotations = &metadata["annotations"];
     if kind == Kind::Revision {
         errors.also(scaling::validate(annotations, &settings.autoscaler).via("annotations"));
+        errors.also(affinity(annotations).via("annotations"));
     } else {
         let wrong = annotations.as_object().into_iter().flatten().map(|(key, _)| key);
         for key in wrong.filter(|key| key.starts_with(AUTOSCALING_PREFIX)) {
@@ -264,6 +265,7 @@ fn template(object: &Value, settings: &Settings) -> Errors {
     }
     own.also(sidecar_resources(annotations));
     own.also(seconds(annotations, keys::PROGRESS_DEADLINE));
+    own.also(affinity(annotations));
     errors.also(own.via("metadata.annotations"));
     errors.also(revision_name(&object["metadata"], &template["metadata"]));
     errors
@@ -292,6 +294,17 @@ fn revision_name(parent: &Value, metadata: &Value) -> Errors {
         errors.disallowed("metadata.name");
     } else if !name.starts_with(&prefix) {
         errors.invalid(format!("{name:?} must have prefix {prefix:?}"), "metadata.name");
+    }
+    errors
+}
+
+/// Colibri's own annotation for sessions.
+fn affinity(annotations: &Value) -> Errors {
+    let mut errors = Errors::default();
+    if let Some((key, value)) = annotation(annotations, keys::SESSION_AFFINITY)
+        && ![keys::AFFINITY_COOKIE, "none"].contains(&value)
+    {
+        errors.add_detailed(format!("invalid value: {value}"), [key], "it is `cookie` or `none`");
     }
     errors
 }
@@ -404,6 +417,27 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn session_affinity_is_a_cookie_or_none() {
+        let told = |value: &str| {
+            let metadata = json!({"annotations": {"gateway.colibri.dev/session-affinity": value}});
+            let template = json!({"metadata": metadata, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+            let service = json!({"metadata": {"name": "s", "namespace": "ns"}, "spec": {"template": template}});
+            let revision = json!({"metadata": {"name": "r", "namespace": "ns",
+                "annotations": template["metadata"]["annotations"]}, "spec": template["spec"]});
+            [(Kind::Service, service), (Kind::Revision, revision)].map(|(kind, object)| {
+                validate(kind, &object, None, &Settings::default()).error.unwrap_or_default()
+            })
+        };
+        let path = "metadata.annotations.gateway.colibri.dev/session-affinity\nit is `cookie` or `none`";
+        let [service, revision] = told("cookies");
+        assert!(service.contains(&format!("invalid value: cookies: spec.template.{path}")), "{service}");
+        assert!(revision.contains(&format!("invalid value: cookies: {path}")), "{revision}");
+        for value in ["cookie", "none"] {
+            assert!(told(value).iter().all(|error| !error.contains("affinity")), "{value}");
+        }
+    }
 
     #[test]
     fn a_claim_names_a_namespace_for_good() {
