@@ -5,11 +5,14 @@
 
 use std::net::IpAddr;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Request, Version, request};
 use http_body::Body;
 use parking_lot::Mutex;
+use sha1::{Digest, Sha1};
 
 use crate::answer::Failure;
 use crate::routes::{HOST_LIMIT_BYTES, normalise};
@@ -214,6 +217,27 @@ pub fn to_websocket(headers: &mut HeaderMap, random: [u64; 2]) {
 pub fn from_websocket(headers: &mut HeaderMap) {
     headers.remove(header::SEC_WEBSOCKET_ACCEPT);
     remove_hop_fields(headers);
+}
+
+/// Whether it is a WebSocket's handshake that asks for this protocol.
+pub fn is_websocket(protocol: &HeaderValue, headers: &HeaderMap) -> bool {
+    protocol.as_bytes().eq_ignore_ascii_case(b"websocket") && headers.contains_key(header::SEC_WEBSOCKET_KEY)
+}
+
+/// Takes the key out of a handshake that goes on by HTTP/2, which has none; what answers it.
+///
+/// Source: RFC 8441 section 5, RFC 6455 section 4.2.2.
+pub fn take_websocket_key(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    let key = headers.remove(header::SEC_WEBSOCKET_KEY)?;
+    let hash = Sha1::new().chain_update(key.as_bytes()).chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize();
+    HeaderValue::try_from(STANDARD.encode(hash)).ok()
+}
+
+/// Makes HTTP/1.1's answer to a handshake of one that came by HTTP/2.
+pub fn accept_websocket(headers: &mut HeaderMap, accept: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
 }
 
 /// 16 bytes in base64.

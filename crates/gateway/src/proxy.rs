@@ -747,10 +747,16 @@ impl Passage<'_> {
         client: OnUpgrade,
     ) -> Result<Response<ResponseBody>, Failure> {
         let mut request = outgoing.request;
+        let is_websocket_handshake = match &switch {
+            Switch::Connect => true,
+            Switch::Upgrade(protocol) => headers::is_websocket(protocol, request.headers()),
+        };
+        // What the client wants to hear of a WebSocket that it has asked for by HTTP/1.1, and that is none by then.
+        let mut accept = None;
         let mut tries = self.shared.config.attempts.max(1);
         let sender = loop {
             let began = Instant::now();
-            match self.switching(&slot, &switch).await {
+            match self.switching(&slot, is_websocket_handshake).await {
                 Ok(sender) => {
                     self.tried(began, None);
                     break sender;
@@ -786,6 +792,9 @@ impl Passage<'_> {
             }
             Switching::Http2(mut sender) => {
                 headers::to_http2(&mut request);
+                if matches!(switch, Switch::Upgrade(_)) {
+                    accept = headers::take_websocket_key(request.headers_mut());
+                }
                 *request.method_mut() = Method::CONNECT;
                 request.extensions_mut().insert(Extended::from_static("websocket"));
                 (timeout_at(granted + limit, sender.send_request(request)).await, StatusCode::OK)
@@ -798,7 +807,7 @@ impl Passage<'_> {
         };
         if response.status() != wanted {
             // To a CONNECT any success says that the stream is a WebSocket now.
-            if matches!(switch, Switch::Connect) && !is_refusal(response.status()) {
+            if (matches!(switch, Switch::Connect) || wanted == StatusCode::OK) && !is_refusal(response.status()) {
                 return Err(Failure::NotSwitched);
             }
             return Ok(self.respond(slot, response, None, granted));
@@ -810,6 +819,10 @@ impl Passage<'_> {
             head.status = StatusCode::OK;
             headers::from_websocket(&mut head.headers);
         }
+        if let Some(accept) = accept {
+            head.status = StatusCode::SWITCHING_PROTOCOLS;
+            headers::accept_websocket(&mut head.headers, accept);
+        }
         self.add_cookie(&mut head.headers, &slot);
         self.add_timing(&mut head.headers, &slot, granted);
         if let Some(record) = self.answered(head.status) {
@@ -819,8 +832,8 @@ impl Passage<'_> {
     }
 
     /// What a request that asks to leave HTTP is sent by.
-    async fn switching(&self, slot: &Slot, switch: &Switch) -> Result<Switching, ConnectError> {
-        if matches!(switch, Switch::Connect) && self.settings.protocol == Protocol::H2c {
+    async fn switching(&self, slot: &Slot, is_websocket: bool) -> Result<Switching, ConnectError> {
+        if is_websocket && self.settings.protocol == Protocol::H2c {
             let (sender, _) = self.http2(slot).await?;
             if slot.upstream.takes_extended_connect(self.shared.config.connect_timeout).await {
                 return Ok(Switching::Http2(sender));

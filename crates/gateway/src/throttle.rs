@@ -555,7 +555,8 @@ mod tests {
                     assert!(retired.len() <= count);
                     self.granted(grants);
                 }
-                Act::Finish(_) | Act::Fail(_) | Act::Cancel(_) | Act::Step(..) | Act::Judge(..) | Act::ArriveFor(_) => {}
+                Act::Finish(_) | Act::Fail(_) | Act::Cancel(_) | Act::Step(..) | Act::Judge(..) | Act::ArriveFor(_) => {
+                }
             }
         }
 

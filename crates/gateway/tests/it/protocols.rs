@@ -456,6 +456,37 @@ async fn each_side_of_an_upgraded_connection_ends_by_itself() {
 }
 
 #[tokio::test]
+async fn a_websocket_over_http1_reaches_an_instance_that_has_http2_only() {
+    let workload = Workload::with_extended_connect(181, websocket).await;
+    let world = served(&workload, "h2c").await;
+    let handshake = |path: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nhost: p.ns.localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+            sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+            sec-websocket-protocol: chat\r\n\r\n"
+        )
+    };
+    let mut stream = TcpStream::connect(world.public).await.unwrap();
+    stream.write_all(handshake("/").as_bytes()).await.unwrap();
+    let head = up_to(&mut stream, "by CONNECT;").await;
+    assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");
+    // RFC 6455's own example.
+    for field in ["sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "sec-websocket-protocol: chat"] {
+        assert!(head.contains(&format!("{field}\r\n")), "{head}");
+    }
+    stream.write_all(b"ping").await.unwrap();
+    up_to(&mut stream, "ping").await;
+    assert_eq!(world.load("p-1"), 1);
+    stream.shutdown().await.unwrap();
+    assert_eq!(rest(&mut stream).await, "bye");
+    world.loaded("p-1", 0).await;
+    let mut stream = TcpStream::connect(world.public).await.unwrap();
+    stream.write_all(handshake("/refused").as_bytes()).await.unwrap();
+    let refused = up_to(&mut stream, "not you").await;
+    assert!(refused.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{refused}");
+}
+
+#[tokio::test]
 async fn an_upgrade_to_h2c_is_not_taken_and_not_passed_on() {
     let workload = Workload::start(196, 0, |request: Request<Incoming>| async move {
         let passed = ["upgrade", "http2-settings"].map(|name| request.headers().contains_key(name));

@@ -426,9 +426,8 @@ mod tests {
             let service = json!({"metadata": {"name": "s", "namespace": "ns"}, "spec": {"template": template}});
             let revision = json!({"metadata": {"name": "r", "namespace": "ns",
                 "annotations": template["metadata"]["annotations"]}, "spec": template["spec"]});
-            [(Kind::Service, service), (Kind::Revision, revision)].map(|(kind, object)| {
-                validate(kind, &object, None, &Settings::default()).error.unwrap_or_default()
-            })
+            [(Kind::Service, service), (Kind::Revision, revision)]
+                .map(|(kind, object)| validate(kind, &object, None, &Settings::default()).error.unwrap_or_default())
         };
         let path = "metadata.annotations.gateway.colibri.dev/session-affinity\nit is `cookie` or `none`";
         let [service, revision] = told("cookies");
