@@ -36,7 +36,8 @@ pub fn asked(headers: &HeaderMap, revision: &RevisionId) -> Option<Token> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|field| field.to_str().ok());
     let mut values = cookies.flat_map(|field| field.split(';')).filter_map(|cookie| cookie.trim().split_once('='));
     let (_, value) = values.find(|(key, _)| *key == name)?;
-    (value.len() == 16).then(|| u64::from_str_radix(value, 16).ok().map(Token)).flatten()
+    let is_token = value.len() == 16 && value.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_token.then(|| u64::from_str_radix(value, 16).ok().map(Token)).flatten()
 }
 
 /// The `Set-Cookie` by which the client is to ask for the instance. It ends with the client's session.
