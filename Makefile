@@ -4,10 +4,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 # What the tests talk to, as Debian packages.
-TEST_PACKAGES := nginx-light haproxy wrk docker-registry skopeo python3 nftables curl
+TEST_PACKAGES := nginx-light haproxy wrk nghttp2-client docker-registry skopeo python3 nftables curl
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo build static test test-packages lint runtimes unit e2e e2e-processes e2e-kubernetes e2e-inside chaos bench plots soak dist clean
+.PHONY: demo build static test test-packages lint runtimes unit e2e e2e-processes e2e-kubernetes e2e-inside chaos zero-loss bench plots soak dist clean
 
 demo: build
 	$(SUDO) target/release/colibri up --demo
@@ -62,6 +62,13 @@ chaos: static
 	cargo build --profile ci --locked --workspace --bins
 	COLIBRI_CHAOS_KILLS=$(KILLS) COLIBRI_CHAOS_SEED=$(or $(SEED),$(shell date +%s)) cargo test --profile ci --locked --workspace --test it -- --nocapture --exact chaos::nothing_acknowledged_is_lost_and_nothing_is_left
 
+# Mixed load on services that roll through five revisions, scale from 0 to 20 and back and lose pods: no request fails.
+# Prints what was asked and lost. SECONDS and SEED choose.
+zero-loss: SECONDS := 60
+zero-loss:
+	cargo build --profile ci --locked --workspace --bins
+	COLIBRI_ZERO_LOSS_SECONDS=$(SECONDS) COLIBRI_ZERO_LOSS_SEED=$(or $(SEED),$(shell date +%s)) cargo test --profile ci --locked --workspace --test it -- --nocapture --exact zero_loss::no_request_fails_while_revisions_change_and_pods_come_and_go
+
 # Those tests once more, with the four roles as processes of their own. Those that say nothing about that are skipped by
 # themselves, with the reason.
 e2e-processes: static
@@ -84,16 +91,20 @@ e2e-inside:
 	export E2E_LAYOUT=kubernetes NEXTEST_TEST_THREADS=1 RUST_TEST_THREADS=1
 	$(call run-tests,package(e2e),--package e2e)
 
-# Measures a fresh platform on free ports beside nginx and plain processes, and writes docs/benchmarks.md.
+# Measures a fresh platform on free ports beside nginx, haproxy and plain processes, and writes docs/benchmarks.md.
 bench: build test-packages
+	cargo build --release --locked -p colibri -p echo-container --bins
 	dir=$$(mktemp -d)
+	tools/program-root target/release/echo-container "$$dir/echo"
 	run() { $(SUDO) target/release/colibri "$$@" --data-dir "$$dir/data"; }
 	$(SUDO) target/release/colibri up --data-dir "$$dir/data" --api-port 0 --gateway-port 0 --gateway-tls-port 0 --metrics-port 0 2>"$$dir/log" &
 	platform=$$!
 	trap '$(SUDO) kill $$platform; wait $$platform || true; $(SUDO) rm -rf "$$dir"' EXIT
 	until $(SUDO) test -e "$$dir/data/endpoints.json"; do kill -0 $$platform || { cat "$$dir/log"; exit 1; }; sleep 0.2; done
 	target/release/colibri image pack target/static/hello-container --tag hello:latest --output "$$dir/hello.tar"
+	target/release/colibri image pack "$$dir/echo" --entrypoint /echo-container --tag echo:latest --output "$$dir/echo.tar"
 	run image load "$$dir/hello.tar"
+	run image load "$$dir/echo.tar"
 	run bench --markdown >"$$dir/page"
 	cp "$$dir/page" docs/benchmarks.md
 	cat docs/benchmarks.md

@@ -424,6 +424,23 @@ impl Platform {
         Ok(())
     }
 
+    /// Packs and loads the echo server, with the libraries that it needs, as `echo:latest`.
+    ///
+    /// # Errors
+    ///
+    /// When a command fails.
+    pub async fn load_echo(&self) -> Result<()> {
+        let (root, layout) = (self.home.path().join("echo"), self.home.path().join("echo.tar"));
+        let mut lay_out = Command::new(work_dir().join("tools/program-root"));
+        lay_out.arg(binary("echo-container")).arg(&root);
+        run(lay_out, None).await?.ok()?;
+        let (root, layout) = (root.to_string_lossy(), layout.to_string_lossy());
+        let entrypoint = ["--entrypoint", "/echo-container", "--tag", "echo:latest", "--output", &layout];
+        self.colibri(&[&["image", "pack", &root], &entrypoint[..]].concat()).await?.ok()?;
+        self.colibri(&["image", "load", &layout]).await?.ok()?;
+        Ok(())
+    }
+
     /// Sends a signal to the platform: to the first of its processes that runs, which is the gateway where there are
     /// several.
     pub fn signal(&self, signal: i32) {

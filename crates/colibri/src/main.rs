@@ -71,7 +71,7 @@ enum Command {
     /// Measure a running platform
     #[command(after_help = "Examples:
   sudo colibri bench coldstart --count 50
-  sudo colibri bench warm --json        beside nginx in front of the same instance
+  sudo colibri bench gateway --json     beside nginx and haproxy in front of the same instances
   sudo colibri bench burst              100 services from zero at once
   sudo colibri bench control-plane
   colibri bench scale --services 1000   no platform need run

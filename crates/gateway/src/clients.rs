@@ -38,6 +38,11 @@ impl Clients {
         self.limits.load().body_bytes
     }
 
+    /// How often a request is sent again.
+    pub fn retries(&self) -> u32 {
+        self.limits.load().retries
+    }
+
     /// Takes over other limits; those of open connections stay, but for their number.
     pub fn set_limits(&self, limits: Limits) {
         let before = self.limits.swap(Arc::new(limits.clone())).connections;

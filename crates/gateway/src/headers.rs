@@ -22,24 +22,8 @@ const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// Asks whether the host is routed.
 pub const NETWORK_PROBE: HeaderName = HeaderName::from_static("k-network-probe");
-/// What Knative's parts tell each other; from a client it would be a lie.
-///
-/// Source: `knative/networking/pkg/http/header/header.go`.
-const OF_THE_PLATFORM: [HeaderName; 8] = [
-    NETWORK_PROBE,
-    HeaderName::from_static("k-network-hash"),
-    HeaderName::from_static("k-proxy-request"),
-    HeaderName::from_static("k-original-host"),
-    HeaderName::from_static("k-kubelet-probe"),
-    HeaderName::from_static("knative-serving-revision"),
-    HeaderName::from_static("knative-serving-namespace"),
-    HeaderName::from_static("knative-serving-default-route"),
-];
-
 /// What all requests of one client connection have in common.
 pub struct Peer {
     address: HeaderValue,
@@ -131,11 +115,8 @@ pub fn upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
 /// Makes the head that is sent on: no fields of this hop, Host kept, the client named, the trace said.
 pub fn to_workload(head: &mut request::Parts, peer: &Peer, trace: &Trace) {
     let trailers = lists(&head.headers, &header::TE, "trailers");
-    remove_hop_fields(&mut head.headers);
-    remove_claims(&mut head.headers, peer.trusted);
-    for name in OF_THE_PLATFORM {
-        head.headers.remove(name);
-    }
+    remove_named(&mut head.headers);
+    remove(&mut head.headers, |name| is_of_one_hop(name) || is_of_the_platform(name) || is_lie(name, peer.trusted));
     if trailers {
         head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -160,26 +141,42 @@ pub fn to_workload(head: &mut request::Parts, peer: &Peer, trace: &Trace) {
     trace.write(headers);
 }
 
-/// Removes what only a proxy may say of a client, unless a trusted one says it, and fields that servers take for others:
-/// many make one variable of `X-Forwarded-For` and `X_Forwarded_For`.
-fn remove_claims(headers: &mut HeaderMap, trusted: bool) {
-    let is_alias = |name: &str| {
-        let name = name.replace('_', "-");
-        let plain =
-            [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE];
-        is_claim(&name)
-            || name.starts_with("k-")
-            || name.starts_with("knative-")
-            || plain.iter().any(|of| of.as_str() == name)
-    };
-    let unwanted = |name: &&HeaderName| {
-        let name = name.as_str();
-        (!trusted && is_claim(name)) || (name.contains('_') && is_alias(name))
-    };
-    let unwanted: Vec<HeaderName> = headers.keys().filter(unwanted).cloned().collect();
-    for name in unwanted {
+/// Removes the fields that `unwanted` names. Few have any: what is there is looked at once, instead of each name that
+/// could be there being looked up.
+fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    let found: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name.as_str())).cloned().collect();
+    for name in found {
         headers.remove(name);
     }
+}
+
+/// Whether a field is what only a proxy may say of a client, unless a trusted one says it, or one that servers take for
+/// another: many make one variable of `X-Forwarded-For` and `X_Forwarded_For`.
+fn is_lie(name: &str, trusted: bool) -> bool {
+    (!trusted && is_claim(name)) || (name.contains('_') && is_alias(&name.replace('_', "-")))
+}
+
+fn is_alias(name: &str) -> bool {
+    let plain = ["host", "content-length", "transfer-encoding", "connection", "upgrade"];
+    is_claim(name) || name.starts_with("k-") || name.starts_with("knative-") || plain.contains(&name)
+}
+
+/// What Knative's parts tell each other; from a client it would be a lie.
+///
+/// Source: `knative/networking/pkg/http/header/header.go`.
+fn is_of_the_platform(name: &str) -> bool {
+    name.starts_with('k')
+        && matches!(
+            name,
+            "k-network-probe"
+                | "k-network-hash"
+                | "k-proxy-request"
+                | "k-original-host"
+                | "k-kubelet-probe"
+                | "knative-serving-revision"
+                | "knative-serving-namespace"
+                | "knative-serving-default-route"
+        )
 }
 
 /// Whether a field says who the client is.
@@ -271,35 +268,43 @@ pub fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 }
 
 fn remove_hop_fields(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| name.trim().parse().ok())
-            // A client must not be able to strip these from what the workload sees.
-            .filter(|name: &HeaderName| {
-                *name != header::HOST && *name != header::CONTENT_LENGTH && !is_claim(name.as_str())
-            })
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
+    remove_named(headers);
+    remove(headers, is_of_one_hop);
+}
+
+/// Removes what `Connection` names.
+fn remove_named(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::CONNECTION) {
+        return;
     }
-    let of_one_hop = [
-        header::CONNECTION,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        header::PROXY_AUTHENTICATE,
-        header::PROXY_AUTHORIZATION,
-        header::TE,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ];
-    for name in of_one_hop {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        // A client must not be able to strip these from what the workload sees.
+        .filter(|name: &HeaderName| {
+            *name != header::HOST && *name != header::CONTENT_LENGTH && !is_claim(name.as_str())
+        })
+        .collect();
+    for name in named {
         headers.remove(name);
     }
+}
+
+fn is_of_one_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }
 
 fn append(headers: &mut HeaderMap, name: HeaderName, element: HeaderValue) {

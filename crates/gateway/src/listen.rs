@@ -8,6 +8,9 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use api::config::Gateway;
@@ -174,14 +177,51 @@ async fn until_stopped<C: Future>(
     shut_down: impl FnOnce(Pin<&mut C>),
     shared: &Shared,
 ) -> Option<C::Output> {
-    tokio::select! {
-        // First: what was read already is served.
-        biased;
-        ended = connection.as_mut() => return Some(ended),
-        () = shared.stop.cancelled() => {}
+    if let Some(ended) = unless(connection.as_mut(), shared.stop.cancelled()).await {
+        return Some(ended);
     }
     shut_down(connection.as_mut());
-    shared.abort.run_until_cancelled(connection).await
+    unless(connection.as_mut(), shared.abort.cancelled()).await
+}
+
+/// What `work` comes to, unless `end` comes first. `end` is polled only when it has something to say: work that is woken
+/// for each request would take the locks of what all connections share each time.
+async fn unless<W: Future>(mut work: Pin<&mut W>, end: impl Future) -> Option<W::Output> {
+    let mut end = std::pin::pin!(end);
+    let mut bell: Option<(Arc<Bell>, Waker)> = None;
+    poll_fn(|context| {
+        if let Poll::Ready(output) = work.as_mut().poll(context) {
+            return Poll::Ready(Some(output));
+        }
+        let is_heard = |(bell, _): &(Arc<Bell>, Waker)| bell.task.will_wake(context.waker());
+        let quiet =
+            bell.as_ref().filter(|bell| is_heard(bell)).is_some_and(|(bell, _)| !bell.rang.swap(false, Relaxed));
+        if quiet {
+            return Poll::Pending;
+        }
+        if !bell.as_ref().is_some_and(is_heard) {
+            let new = Arc::new(Bell { rang: AtomicBool::new(false), task: context.waker().clone() });
+            bell = Some((new.clone(), new.into()));
+        }
+        match &bell {
+            Some((_, waker)) => end.as_mut().poll(&mut Context::from_waker(waker)).map(|_| None),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Wakes a task and says so.
+struct Bell {
+    rang: AtomicBool,
+    task: Waker,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.rang.store(true, Relaxed);
+        self.task.wake_by_ref();
+    }
 }
 
 /// Counts an open connection.

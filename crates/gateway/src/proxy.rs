@@ -1,10 +1,12 @@
 //! A request's way through the gateway: host, revision, slot, connection, response.
 //!
 //! A request whose instance cannot be reached goes back to its place in the queue; nothing of its body has been read
-//! by then. One that was written to a connection is sent again only if the connection had been idle (so that the
-//! instance may have closed it meanwhile), the method is idempotent, and there is no body.
+//! by then. One that was written to a connection is sent again only if the connection ended before any byte of an
+//! answer, the method is idempotent, there is no body, and only so often: first over a new connection to the same
+//! instance if the old one had been used before, else on whichever instance has a slot.
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -38,7 +40,7 @@ use crate::settings::{Protocol, Settings};
 use crate::timing::{ColdStart, Timing, server_timing};
 use crate::trace::Trace;
 use crate::tunnel;
-use crate::upstream::{ConnectError, Http1, Upstream, drive_until};
+use crate::upstream::{ConnectError, Http1, Upstream, drive_until_deadline};
 
 const TAG: HeaderName = HeaderName::from_static("knative-serving-tag");
 const DEFAULT_ROUTE: HeaderName = HeaderName::from_static("knative-serving-default-route");
@@ -148,8 +150,8 @@ struct Passage<'p> {
 struct Outgoing {
     /// The request, until it is handed to a connection.
     request: Request<RequestBody>,
-    /// Whether it may be sent twice.
-    repeatable: bool,
+    /// How often it may be sent again after it was written to a connection.
+    repeats: u32,
 }
 
 /// How the client asks to leave HTTP.
@@ -168,7 +170,9 @@ enum Exchange {
     Answered(Response<Incoming>, Option<Box<Http1>>),
     /// The connection was closed before anything was written.
     NotSent(Request<RequestBody>),
-    /// Nobody knows what the instance made of it.
+    /// The connection ended without a byte of an answer. Nobody knows what the instance made of the request.
+    Lost(hyper::Error),
+    /// What came is no answer.
     Broken(hyper::Error),
     Timeout(Duration),
 }
@@ -349,7 +353,8 @@ impl Proxy {
         let outcome = match limit_bytes.filter(|limit| body.size_hint().lower() > *limit) {
             Some(limit_bytes) => Err((Failure::BodyTooLong { limit_bytes }, Some(record))),
             None => {
-                let outgoing = outgoing(head, RequestBody::new(body, limit_bytes, record.received()));
+                let body = RequestBody::new(body, limit_bytes, record.received());
+                let outgoing = outgoing(head, body, self.shared.clients.retries());
                 let slot = match slot {
                     Some(slot) => slot,
                     None => self.shared.admit(client, &revision, way.asked, &mut record).await,
@@ -482,9 +487,10 @@ fn is_websocket<B>(request: &Request<B>) -> bool {
     request.extensions().get::<Extended>().is_some_and(|protocol| protocol.as_str().eq_ignore_ascii_case("websocket"))
 }
 
-fn outgoing(head: request::Parts, body: RequestBody) -> Outgoing {
+/// Source: RFC 9110 section 9.2.2 for what may be sent again.
+fn outgoing(head: request::Parts, body: RequestBody, retries: u32) -> Outgoing {
     let repeatable = head.method.is_idempotent() && body.is_end_stream();
-    Outgoing { request: Request::from_parts(head, body), repeatable }
+    Outgoing { request: Request::from_parts(head, body), repeats: if repeatable { retries } else { 0 } }
 }
 
 impl Passage<'_> {
@@ -524,29 +530,30 @@ impl Passage<'_> {
         let mut fresh = false;
         for _ in 0..self.shared.config.attempts.max(1) {
             let granted = Instant::now();
-            let spare = outgoing.repeatable.then_some(());
-            let (exchange, spare) = match self.settings.protocol {
-                Protocol::Http1 => match self.connection(&slot, outgoing.repeatable, fresh).await {
-                    Ok((connection, stale)) => {
+            let spare = (outgoing.repeats > 0).then(|| copy_head(&outgoing.request));
+            let (exchange, used) = match self.settings.protocol {
+                Protocol::Http1 => match self.connection(&slot, spare.is_some(), fresh).await {
+                    Ok((connection, used)) => {
                         self.sending(&slot.upstream);
-                        let spare = spare.filter(|()| stale).map(|()| copy_head(&outgoing.request));
-                        (self.send_http1(connection, outgoing.request, granted).await, spare)
+                        (self.send_http1(connection, outgoing.request, granted).await, used)
                     }
                     Err(error) => {
                         slot = self.again(slot, granted, &error).await?;
+                        fresh = false;
                         continue;
                     }
                 },
                 Protocol::H2c => match self.http2(&slot).await {
-                    Ok((sender, fresh)) => {
-                        if fresh {
+                    Ok((sender, new)) => {
+                        if new {
                             self.tried(granted, None);
                         }
                         self.sending(&slot.upstream);
-                        (self.send_http2(sender, outgoing.request, granted).await, None)
+                        (self.send_http2(sender, outgoing.request, granted).await, !new)
                     }
                     Err(error) => {
                         slot = self.again(slot, granted, &error).await?;
+                        fresh = false;
                         continue;
                     }
                 },
@@ -561,32 +568,50 @@ impl Passage<'_> {
                 Exchange::Answered(response, connection) => {
                     return Ok(self.respond(slot, response, connection, granted));
                 }
-                Exchange::NotSent(request) => outgoing.request = request,
-                Exchange::Broken(error) => match spare {
-                    Some(head) => outgoing.request = Request::from_parts(head, RequestBody::empty()),
-                    None => {
-                        debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "exchange broke");
-                        let failure = self.broken(&error);
-                        slot.served = (failure == Failure::Broken).then_some(false);
-                        return Err(failure);
+                Exchange::NotSent(request) => {
+                    outgoing.request = request;
+                    fresh = true;
+                }
+                Exchange::Lost(error) => {
+                    let Some(head) = spare else { return Err(self.failed(&mut slot, &error)) };
+                    outgoing.request = Request::from_parts(head, RequestBody::empty());
+                    outgoing.repeats -= 1;
+                    fresh = used;
+                    if !used {
+                        slot = self.elsewhere(slot, &error).await?;
                     }
-                },
+                }
+                Exchange::Broken(error) => return Err(self.failed(&mut slot, &error)),
                 Exchange::Timeout(limit) => {
                     slot.served = Some(false);
                     return Err(Failure::Timeout { limit });
                 }
             }
-            fresh = true;
         }
         Err(Failure::Unreachable)
     }
 
     /// Why there is no answer after an exchange that broke.
     fn broken(&mut self, error: &hyper::Error) -> Failure {
+        debug!(%error, "exchange broke");
         broken_by_client(error).unwrap_or_else(|| {
             self.note(|record| record.error(Cause::of_exchange(error)));
             Failure::Broken
         })
+    }
+
+    /// The same, of an exchange that has its slot; whether the instance is to blame.
+    fn failed(&mut self, slot: &mut Slot, error: &hyper::Error) -> Failure {
+        let failure = self.broken(error);
+        slot.served = (failure == Failure::Broken).then_some(false);
+        failure
+    }
+
+    /// Another slot in place of one whose instance gave no answer.
+    async fn elsewhere(&mut self, slot: Slot, error: &hyper::Error) -> Result<Slot, Failure> {
+        self.note(|record| record.error(Cause::of_exchange(error)));
+        debug!(revision = %slot.revision.id, pod = %slot.upstream.pod, %error, "instance lost");
+        self.shared.wait(slot.hand_back(), self.arrived, self.settings.timeout).await
     }
 
     /// Another slot in place of one whose instance was not reached.
@@ -606,7 +631,7 @@ impl Passage<'_> {
         slot.upstream.http2(self.settings.port, shared.config.connect_timeout, spawn).await
     }
 
-    /// An idle connection, and whether it may be stale; else a new one.
+    /// An idle connection, else a new one; and whether it has been used.
     async fn connection(
         &mut self,
         slot: &Slot,
@@ -615,7 +640,7 @@ impl Passage<'_> {
     ) -> Result<(Box<Http1>, bool), ConnectError> {
         let began = self.record.as_ref().and_then(Record::now);
         if !fresh && let Some(found) = slot.upstream.reuse(repeatable, &self.shared.pool) {
-            return Ok(found);
+            return Ok((found, true));
         }
         let limit = self.shared.config.connect_timeout;
         let connection = slot.upstream.http1(self.settings.port, limit).await?;
@@ -634,13 +659,14 @@ impl Passage<'_> {
         headers::frame(&mut request);
         let response = connection.sender.try_send_request(request);
         let (deadline, limit) = self.first_byte(sent);
-        match timeout_at(deadline, drive_until(&mut connection, response)).await {
-            Ok(Ok(response)) => Exchange::Answered(response, Some(connection)),
-            Ok(Err(mut error)) => match error.take_message() {
+        match drive_until_deadline(&mut connection, response, deadline).await {
+            Some(Ok(response)) => Exchange::Answered(response, Some(connection)),
+            Some(Err(mut error)) => match error.take_message() {
                 Some(request) => Exchange::NotSent(request),
-                None => Exchange::Broken(error.into_error()),
+                None if connection.has_unread() => Exchange::Broken(error.into_error()),
+                None => Exchange::Lost(error.into_error()),
             },
-            Err(_) => Exchange::Timeout(limit),
+            None => Exchange::Timeout(limit),
         }
     }
 
@@ -659,7 +685,8 @@ impl Passage<'_> {
                     from_http2(&mut request);
                     Exchange::NotSent(request)
                 }
-                None => Exchange::Broken(error.into_error()),
+                // Of a stream nothing has come, or there would be an answer.
+                None => Exchange::Lost(error.into_error()),
             },
             Err(_) => Exchange::Timeout(limit),
         }
@@ -746,20 +773,19 @@ impl Passage<'_> {
         switch: Switch,
         client: OnUpgrade,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let mut request = outgoing.request;
+        let Outgoing { mut request, mut repeats } = outgoing;
+        let limit = self.settings.timeout;
         let is_websocket_handshake = match &switch {
             Switch::Connect => true,
             Switch::Upgrade(protocol) => headers::is_websocket(protocol, request.headers()),
         };
-        // What the client wants to hear of a WebSocket that it has asked for by HTTP/1.1, and that is none by then.
-        let mut accept = None;
         let mut tries = self.shared.config.attempts.max(1);
-        let sender = loop {
+        let (mut response, wanted, accept, granted) = loop {
             let began = Instant::now();
-            match self.switching(&slot, is_websocket_handshake).await {
+            let sender = match self.switching(&slot, is_websocket_handshake).await {
                 Ok(sender) => {
                     self.tried(began, None);
-                    break sender;
+                    sender
                 }
                 Err(error) => {
                     let left = tries.checked_sub(1).filter(|left| *left > 0);
@@ -768,42 +794,22 @@ impl Passage<'_> {
                     }
                     tries = left.ok_or(Failure::Unreachable)?;
                     slot = self.again(slot, began, &error).await?;
+                    continue;
                 }
-            }
-        };
-        self.sending(&slot.upstream);
-        let granted = Instant::now();
-        let limit = self.settings.timeout;
-        let (response, wanted) = match sender {
-            Switching::Http1(mut sender) => {
-                headers::frame(&mut request);
-                match &switch {
-                    Switch::Connect => {
-                        let random = &self.shared.random;
-                        headers::to_websocket(request.headers_mut(), [random.next(), random.next()]);
-                    }
-                    Switch::Upgrade(protocol) => {
-                        let headers = request.headers_mut();
-                        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-                        headers.insert(header::UPGRADE, protocol.clone());
-                    }
+            };
+            self.sending(&slot.upstream);
+            let spare = (repeats > 0).then(|| copy_head(&request));
+            let granted = Instant::now();
+            match timeout_at(granted + limit, self.shake_hands(sender, request, &switch)).await {
+                Ok((Ok(response), wanted, accept)) => break (response, wanted, accept, granted),
+                Ok((Err(error), ..)) => {
+                    let Some(head) = spare.filter(|_| is_lost(&error)) else { return Err(self.broken(&error)) };
+                    request = Request::from_parts(head, RequestBody::empty());
+                    repeats -= 1;
+                    slot = self.elsewhere(slot, &error).await?;
                 }
-                (timeout_at(granted + limit, sender.send_request(request)).await, StatusCode::SWITCHING_PROTOCOLS)
+                Err(_) => return Err(Failure::Timeout { limit }),
             }
-            Switching::Http2(mut sender) => {
-                headers::to_http2(&mut request);
-                if matches!(switch, Switch::Upgrade(_)) {
-                    accept = headers::take_websocket_key(request.headers_mut());
-                }
-                *request.method_mut() = Method::CONNECT;
-                request.extensions_mut().insert(Extended::from_static("websocket"));
-                (timeout_at(granted + limit, sender.send_request(request)).await, StatusCode::OK)
-            }
-        };
-        let mut response = match response {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(self.broken(&error)),
-            Err(_) => return Err(Failure::Timeout { limit }),
         };
         if response.status() != wanted {
             // To a CONNECT any success says that the stream is a WebSocket now.
@@ -831,6 +837,43 @@ impl Passage<'_> {
         Ok(Response::from_parts(head, ResponseBody::empty()))
     }
 
+    /// The answer to a request that asks to leave HTTP, the status that says yes, and what the client wants to hear of a
+    /// WebSocket that it has asked for by HTTP/1.1, and that is none by then.
+    async fn shake_hands(
+        &self,
+        sender: Switching,
+        mut request: Request<RequestBody>,
+        switch: &Switch,
+    ) -> (hyper::Result<Response<Incoming>>, StatusCode, Option<HeaderValue>) {
+        match sender {
+            Switching::Http1(mut sender) => {
+                headers::frame(&mut request);
+                match switch {
+                    Switch::Connect => {
+                        let random = &self.shared.random;
+                        headers::to_websocket(request.headers_mut(), [random.next(), random.next()]);
+                    }
+                    Switch::Upgrade(protocol) => {
+                        let headers = request.headers_mut();
+                        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                        headers.insert(header::UPGRADE, protocol.clone());
+                    }
+                }
+                (sender.send_request(request).await, StatusCode::SWITCHING_PROTOCOLS, None)
+            }
+            Switching::Http2(mut sender) => {
+                headers::to_http2(&mut request);
+                let accept = match switch {
+                    Switch::Upgrade(_) => headers::take_websocket_key(request.headers_mut()),
+                    Switch::Connect => None,
+                };
+                *request.method_mut() = Method::CONNECT;
+                request.extensions_mut().insert(Extended::from_static("websocket"));
+                (sender.send_request(request).await, StatusCode::OK, accept)
+            }
+        }
+    }
+
     /// What a request that asks to leave HTTP is sent by.
     async fn switching(&self, slot: &Slot, is_websocket: bool) -> Result<Switching, ConnectError> {
         if is_websocket && self.settings.protocol == Protocol::H2c {
@@ -855,6 +898,12 @@ impl Passage<'_> {
 enum Switching {
     Http1(http1::SendRequest<RequestBody>),
     Http2(http2::SendRequest<RequestBody>),
+}
+
+/// Whether the connection ended without an answer.
+fn is_lost(error: &hyper::Error) -> bool {
+    let causes = std::iter::successors(error.source(), |cause| (**cause).source());
+    error.is_incomplete_message() || error.is_canceled() || causes.into_iter().any(|cause| cause.is::<std::io::Error>())
 }
 
 fn is_refusal(status: StatusCode) -> bool {

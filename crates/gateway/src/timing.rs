@@ -4,7 +4,6 @@
 //! instance to start has the marker `cold` and what its wait was made of: `schedule` (to the pod's creation), `start`
 //! (to its address), `probe` (to the first probe that succeeds).
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -66,11 +65,25 @@ pub fn server_timing(timing: &Timing, cold: Option<ColdStart>) -> Option<HeaderV
     HeaderValue::try_from(text).ok()
 }
 
-/// Milliseconds with microseconds behind the point, in integers: this is on the path of every request.
+/// Milliseconds with microseconds behind the point, by hand: this is on the path of every request.
 fn write_stage(text: &mut String, name: &str, duration: Duration) {
-    let micros = duration.as_micros();
-    // Writing to a String cannot fail.
-    let _ = write!(text, "{name};dur={}.{:03}, ", micros / 1000, micros % 1000);
+    let mut micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    text.push_str(name);
+    text.push_str(";dur=");
+    // From the end: the digits behind the point, the point, at least one digit before it.
+    let mut digits = [0; 24];
+    let mut at = digits.len();
+    while at > digits.len() - 5 || micros > 0 {
+        at -= 1;
+        if at == digits.len() - 4 {
+            digits[at] = b'.';
+            continue;
+        }
+        digits[at] = b'0' + (micros % 10) as u8;
+        micros /= 10;
+    }
+    text.extend(digits[at..].iter().map(|digit| char::from(*digit)));
+    text.push_str(", ");
 }
 
 #[cfg(test)]
@@ -92,6 +105,16 @@ mod tests {
         let want = "route;dur=0.000, queue;dur=42.000, cold, schedule;dur=2.000, start;dur=18.000, \
             probe;dur=21.000, app;dur=8.000";
         assert_eq!(text, want);
+    }
+
+    #[test]
+    fn times_have_three_digits_behind_the_point() {
+        for (micros, want) in [(0, "0.000"), (7, "0.007"), (1_000, "1.000"), (61_234_567, "61234.567")] {
+            let mut text = String::new();
+            write_stage(&mut text, "app", Duration::from_micros(micros));
+            assert_eq!(text, format!("app;dur={want}, "));
+        }
+        write_stage(&mut String::new(), "app", Duration::MAX);
     }
 
     #[test]

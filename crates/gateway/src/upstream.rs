@@ -17,7 +17,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::{Instant, Interval, interval, timeout};
+use tokio::time::{Instant, Interval, Sleep, interval, sleep_until, timeout};
 
 use crate::affinity::Token;
 use crate::body::RequestBody;
@@ -42,9 +42,26 @@ pub struct Http1 {
     closed: bool,
     idle_since: Instant,
     open: UpstreamConnection,
+    /// Set when it fires, not for each request.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Http1 {
+    /// Ready at `deadline`.
+    fn poll_deadline(&mut self, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
+        while timer.as_mut().poll(context).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+
     /// Drives the connection as far as it gets.
     pub fn drive(&mut self, context: &mut Context<'_>) {
         // The outcome reaches whoever waits for a response; here it only matters that there is no more.
@@ -57,6 +74,11 @@ impl Http1 {
     fn is_usable(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop()));
         !self.closed && self.sender.is_ready()
+    }
+
+    /// Whether bytes came that are no answer, or the beginning of one.
+    pub fn has_unread(self) -> bool {
+        !self.driver.into_parts().read_buf.is_empty()
     }
 
     /// Splits for an upgrade: the connection then runs in a task of its own.
@@ -234,7 +256,7 @@ impl Upstream {
             .await
             .map_err(|source| ConnectError::Handshake { address, source })?;
         let open = self.connections.count();
-        Ok(Box::new(Http1 { sender, driver, closed: false, idle_since: Instant::now(), open }))
+        Ok(Box::new(Http1 { sender, driver, closed: false, idle_since: Instant::now(), open, timer: None }))
     }
 
     /// A new HTTP/1 connection.
@@ -243,9 +265,8 @@ impl Upstream {
         self.http1_over(port, stream).await
     }
 
-    /// An idle HTTP/1 connection, and whether it may have gone stale; the request it carries must then be one that can
-    /// be sent again.
-    pub fn reuse(&self, repeatable: bool, limits: &PoolLimits) -> Option<(Box<Http1>, bool)> {
+    /// An idle HTTP/1 connection; one that may have gone stale only for a request that can be sent again.
+    pub fn reuse(&self, repeatable: bool, limits: &PoolLimits) -> Option<Box<Http1>> {
         let now = Instant::now();
         let mut idle = self.idle.lock();
         while let Some(mut connection) = idle.pop() {
@@ -260,7 +281,7 @@ impl Upstream {
                 return None;
             }
             if connection.is_usable() {
-                return Some((connection, age > FRESH));
+                return Some(connection);
             }
         }
         None
@@ -353,6 +374,23 @@ pub async fn drive_until<F: Future>(connection: &mut Http1, response: F) -> F::O
             Poll::Ready(output) => Poll::Ready(output),
             Poll::Pending => Poll::Pending,
         }
+    })
+    .await
+}
+
+/// The same, up to `deadline`.
+pub async fn drive_until_deadline<F: Future>(
+    connection: &mut Http1,
+    response: F,
+    deadline: Instant,
+) -> Option<F::Output> {
+    let mut response = std::pin::pin!(response);
+    std::future::poll_fn(|context| {
+        connection.drive(context);
+        if let Poll::Ready(output) = response.as_mut().poll(context) {
+            return Poll::Ready(Some(output));
+        }
+        connection.poll_deadline(deadline, context).map(|()| None)
     })
     .await
 }

@@ -8,7 +8,7 @@ use crate::NO_GRACE;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_benchmark_gives_its_figures() -> Result<()> {
-    if cannot_run(&["kubectl", "python3", "wrk", "nginx"]).is_some() {
+    if cannot_run(&["kubectl", "python3"]).is_some() {
         return Ok(());
     }
     let mut platform = Platform::start(Options::default()).await?;
@@ -32,10 +32,6 @@ async fn every_benchmark_gives_its_figures() -> Result<()> {
     }
     let report = bench(&["burst", "--services", "3", "--requests", "2"]).await?;
     assert_eq!((&report["burst"][0]["failed"], &report["burst"][0]["cold"]["count"]), (&0.into(), &6.into()));
-    let report = bench(&["warm", "--rounds", "1", "--seconds", "1", "--connections", "4"]).await?;
-    for pointer in ["/warm/throughput_ratio", "/warm/half_load_gateway/p99_ms", "/warm/half_load_nginx/p99_ms"] {
-        above_zero(&report, pointer);
-    }
     if !is_of_one_process("bench control-plane and idle measure the process of colibri up") {
         let report = bench(&["control-plane", "--writes", "50", "--services", "2"]).await?;
         for pointer in ["/controlPlane/creates_per_second", "/controlPlane/ready/p50_ms"] {

@@ -31,11 +31,11 @@ const OBJECTS: u64 = 20;
 const SERVICES: u64 = 4;
 
 /// Numbers that a seed gives again.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
     /// Below `limit`. SplitMix64.
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -328,7 +328,7 @@ impl Killer {
     }
 }
 
-fn number(name: &str, default: u64) -> u64 {
+pub fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 

@@ -29,6 +29,7 @@ mod telemetry;
 mod traffic;
 mod usage;
 mod versions;
+mod zero_loss;
 
 use std::time::{Duration, Instant};
 

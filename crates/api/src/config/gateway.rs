@@ -32,6 +32,11 @@ pub const KEYS: &[Key] = &[
     key("ejection-time", "10s", "for how long, the first time; twice as long the second time, and so on"),
     key("ejection-max-time", "5m", "no longer than this"),
     key("ejection-max-percent", "50", "percent of a Revision's instances that may be out at once; never all of them"),
+    key(
+        "max-retries",
+        "2",
+        "times that a GET, HEAD, PUT, DELETE or the like without a body is sent again where its instance's connection ends without an answer",
+    ),
     key("trusted-proxies", "", "networks such as 10.0.0.0/8, by comma: their Forwarded and X-Forwarded-* are kept"),
 ];
 
@@ -70,6 +75,8 @@ pub struct Gateway {
     pub http2_overhead_bytes: u64,
     /// When an instance is taken out of rotation.
     pub ejection: Ejection,
+    /// `max-retries`; 0 sends no request twice. Default 2.
+    pub retries: u32,
     /// `trusted-proxies`. Default none.
     pub trusted_proxies: Vec<NetworkRange>,
 }
@@ -136,6 +143,7 @@ impl Gateway {
                     text.parse().ok().filter(|percent| *percent <= 100)
                 })?,
             },
+            retries: count("max-retries", 2, 0)?,
             trusted_proxies: read.value("trusted-proxies", Vec::new(), "a list such as 10.0.0.0/8,::1", |text| {
                 text.split(',').map(str::trim).filter(|range| !range.is_empty()).map(NetworkRange::parse).collect()
             })?,

@@ -28,7 +28,7 @@ pub fn page(report: &Report) -> String {
     let mut page = head();
     cold_starts(report, &mut page);
     bursts(report, &mut page);
-    warm(report, &mut page);
+    gateway(report, &mut page);
     idle(report, &mut page);
     control_plane(report, &mut page);
     scale(report, &mut page);
@@ -113,20 +113,57 @@ fn bursts(report: &Report, page: &mut String) {
     }
 }
 
-fn warm(report: &Report, page: &mut String) {
-    let Some(warm) = &report.warm else { return };
-    let [p50, nginx_p50] = warm.added(|summary| summary.p50_ms);
-    let [half_p50, nginx_half_p50] = warm.added_at_half_load(|summary| summary.p50_ms);
-    let [half_p99, nginx_half_p99] = warm.added_at_half_load(|summary| summary.p99_ms);
-    let list = |values: &[f64]| values.iter().map(|value| format!("{value:.0}")).collect::<Vec<_>>().join(", ");
+fn gateway(report: &Report, page: &mut String) {
+    let Some(gateway) = &report.gateway else { return };
     let _ = write!(
         page,
-        "\n## The warm path\n\n`colibri bench warm`: the gateway and nginx (two workers, kept connections) in front of the same instance, in turn.\nWhat they add is their time less that of requests straight to the instance.\n\n| | gateway | nginx | bar |\n|---|---|---|---|\n| added, one request at a time, p50 | {p50:.0} us | {nginx_p50:.0} us | twice nginx's |\n| added at half load ({:.0} requests/s), p50 | {half_p50:.0} us | {nginx_half_p50:.0} us | twice nginx's |\n| added at half load, p99 | {half_p99:.0} us | {nginx_half_p99:.0} us | twice nginx's |\n| most requests/s, each round | {} | {} | |\n| median of the ratios | {:.2} | 1 | at least 0.6 |\n",
-        warm.half_load_per_second,
-        list(&warm.gateway_per_second),
-        list(&warm.nginx_per_second),
-        warm.throughput_ratio
+        "\n## The gateway\n\n`colibri bench gateway`: ours, nginx and haproxy (two workers each, kept connections) in front of the same instances,\nin turn; medians of {} rounds of {} s. *Added* is the time at half of what the slowest can do less that of requests\nstraight to the instance. *CPU* is that of the proxy's processes; ours is the whole platform. Bar: 0.6 of nginx, then 0.9;\ntwice nginx's latency, then 1.2 times and 300 us.\n\n| | | requests/s | of nginx | CPU for each | added p50 | added p99 |\n|---|---|---|---|---|---|---|\n",
+        gateway.rounds, gateway.seconds
     );
+    for measured in &gateway.loads {
+        for (number, one) in measured.proxies.iter().enumerate() {
+            let added = |figure: fn(&Summary) -> f64| {
+                one.added(&measured.direct, figure).map_or_else(|| "-".to_owned(), |added| format!("{added:.0} us"))
+            };
+            let _ = writeln!(
+                page,
+                "| {} | {} | {:.0} | {:.2} | {:.1} us | {} | {} |",
+                if number == 0 { measured.load.title() } else { "" },
+                one.proxy,
+                one.median_per_second(),
+                one.ratio,
+                one.cpu_us,
+                added(|summary| summary.p50_ms),
+                added(|summary| summary.p99_ms)
+            );
+        }
+    }
+    page.push_str("\n| connections | | memory for them | each |\n|---|---|---|---|\n");
+    let waiting = [("with a request that waits for an instance", &gateway.waiting)];
+    for (what, memory) in gateway.sockets.iter().map(|memory| ("idle WebSockets", memory)).chain(waiting) {
+        let _ = writeln!(
+            page,
+            "| {} {what} | {} | {:.0} MiB | {:.1} KiB |",
+            memory.connections,
+            memory.proxy,
+            memory.with_mib - memory.before_mib,
+            memory.each_kib()
+        );
+    }
+    let overload = &gateway.overload;
+    let statuses: Vec<String> =
+        overload.statuses.iter().map(|(status, count)| format!("{count} with {status}")).collect();
+    let _ = write!(
+        page,
+        "\nOverload: {:.0} requests/s for {} s to an instance that can answer {:.0}/s, in slots of its own: {:.0}/s were answered\nwith 200, {:.0} % of what it can do (bar: 90 %). In all: {}.\n",
+        overload.offered_per_second,
+        overload.seconds,
+        overload.peak_per_second,
+        overload.goodput_per_second,
+        overload.share() * 100.0,
+        statuses.join(", ")
+    );
+    page.push_str(include_str!("profile.md"));
 }
 
 fn idle(report: &Report, page: &mut String) {

@@ -1,16 +1,20 @@
-//! `colibri bench`: figures of a running platform, beside bare processes and nginx in the same run.
+//! `colibri bench`: figures of a running platform, beside bare processes, nginx and haproxy in the same run.
 
 pub mod bare;
 pub mod burst;
 pub mod coldstart;
 pub mod control_plane;
+pub mod crowd;
+pub mod gateway;
 pub mod http;
+pub mod load;
 mod markdown;
 pub mod memory;
+pub mod pace;
+pub mod peers;
 pub mod scale;
 pub mod stats;
 pub mod target;
-pub mod warm;
 
 use std::path::{Path, PathBuf};
 
@@ -48,18 +52,8 @@ enum What {
         #[arg(long, default_value_t = 20)]
         count: usize,
     },
-    /// Added latency and requests a second, beside nginx in front of the same instance
-    Warm {
-        /// Rounds for each of the two
-        #[arg(long, default_value_t = 5)]
-        rounds: usize,
-        /// Seconds of each round
-        #[arg(long, default_value_t = 4)]
-        seconds: u64,
-        /// Connections of the load generator
-        #[arg(long, default_value_t = 32)]
-        connections: usize,
-    },
+    /// One hop beside nginx and haproxy in front of the same instances: latency, requests a second, CPU, memory, overload
+    Gateway(gateway::GatewayArgs),
     /// Many services at zero, called at the same moment
     Burst {
         /// What is started
@@ -106,7 +100,7 @@ enum What {
 struct Report {
     idle: Vec<memory::Idle>,
     coldstart: Vec<coldstart::ColdStarts>,
-    warm: Option<warm::Warm>,
+    gateway: Option<gateway::Gateway>,
     burst: Vec<burst::Burst>,
     control_plane: Option<control_plane::ControlPlane>,
     scale: Vec<scale::Scale>,
@@ -122,7 +116,7 @@ impl Report {
         let parts = [
             ("idle", json!(self.idle)),
             ("coldstart", json!(self.coldstart)),
-            ("warm", json!(self.warm)),
+            ("gateway", json!(self.gateway)),
             ("burst", json!(self.burst)),
             ("controlPlane", json!(self.control_plane)),
             ("scale", json!(self.scale)),
@@ -156,7 +150,7 @@ pub async fn run(args: BenchArgs) -> Result<()> {
         What::Idle { services: 100, seconds: 20 },
         What::Coldstart { workload: None, count: 20 },
         What::Burst { workload: Workload::Container, services: 100, requests: 1 },
-        What::Warm { rounds: 5, seconds: 4, connections: 32 },
+        What::Gateway(gateway::GatewayArgs::default()),
         What::ControlPlane { writes: 5000, writers: 64, services: 100 },
         What::Scale { services: vec![1000, 5000, 10_000] },
     ];
@@ -211,10 +205,10 @@ async fn measure(target: &target::Target, data_dir: &Path, what: What, talk: boo
                 report.coldstart.push(measured);
             }
         }
-        What::Warm { rounds, seconds, connections } => {
-            let measured = warm::run(target, rounds, seconds, connections).await?;
-            show("warm", measured.table());
-            report.warm = Some(measured);
+        What::Gateway(args) => {
+            let measured = gateway::run(target, data_dir, &args).await?;
+            show("gateway", measured.table());
+            report.gateway = Some(measured);
         }
         What::Burst { workload, services, requests } => {
             let measured = burst::run(target, workload, services, requests).await?;

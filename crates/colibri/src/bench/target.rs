@@ -24,6 +24,8 @@ pub struct Target {
     pub client: Client,
     /// The gateway's address.
     pub gateway: SocketAddr,
+    /// Its address for HTTPS.
+    pub gateway_tls: SocketAddr,
     /// Domain of the services.
     pub domain: String,
 }
@@ -164,6 +166,27 @@ impl Target {
         }
     }
 
+    /// Deploys a Knative Service of one container; `annotations` and `spec` are its template's.
+    ///
+    /// # Errors
+    ///
+    /// When the API server refuses it.
+    pub async fn deploy_container(
+        &self,
+        name: &str,
+        container: Value,
+        annotations: Value,
+        mut spec: Value,
+    ) -> Result<()> {
+        spec["containers"] = json!([container]);
+        self.create::<Service>(json!({
+            "apiVersion": "serving.knative.dev/v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": "default", "labels": {"colibri.dev/bench": "true"}},
+            "spec": {"template": {"metadata": {"annotations": annotations}, "spec": spec}},
+        }))
+        .await
+    }
+
     async fn create<K>(&self, object: Value) -> Result<()>
     where
         K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
@@ -296,10 +319,13 @@ pub async fn open(data_dir: &Path) -> Result<Target> {
     let text = std::fs::read(&endpoints)
         .with_context(|| format!("no platform runs on {}: start one with `colibri up`", data_dir.display()))?;
     let endpoints: Value = serde_json::from_slice(&text)?;
-    let gateway = endpoints["gateway"].as_str().and_then(|url| url.strip_prefix("http://"));
-    let gateway = gateway.context("endpoints.json has no gateway")?.parse()?;
+    let address = |key: &str, scheme: &str| {
+        let url = endpoints[key].as_str().and_then(|url| url.strip_prefix(scheme));
+        anyhow::Ok(url.with_context(|| format!("endpoints.json has no {key}"))?.parse::<SocketAddr>()?)
+    };
+    let (gateway, gateway_tls) = (address("gateway", "http://")?, address("gateway_tls", "https://")?);
     let kubeconfig = kube::config::Kubeconfig::read_from(data_dir.join(crate::data_dir::KUBECONFIG))?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
     let domain = endpoints["domain"].as_str().unwrap_or("localhost").to_owned();
-    Ok(Target { client: Client::try_from(config)?, gateway, domain })
+    Ok(Target { client: Client::try_from(config)?, gateway, gateway_tls, domain })
 }

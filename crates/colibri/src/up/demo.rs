@@ -33,7 +33,12 @@ fn name(workload: Workload) -> &'static str {
 ///
 /// When an example cannot be deployed or does not answer.
 pub async fn run(platform: &Arc<Platform>, data_dir: &DataDir, addresses: &Addresses, domain: &str) -> Result<()> {
-    let target = Target { client: platform.client().clone(), gateway: addresses.gateway, domain: domain.to_owned() };
+    let target = Target {
+        client: platform.client().clone(),
+        gateway: addresses.gateway,
+        gateway_tls: addresses.gateway_tls,
+        domain: domain.to_owned(),
+    };
     let hello = bench::hello_program()?;
     load_hello(platform, &hello).await?;
     let examples: Vec<_> = target::usable().into_iter().map(|workload| (name(workload), workload)).collect();

@@ -11,6 +11,7 @@ mod fake_api;
 mod instances;
 mod protocols;
 mod recorder;
+mod retries;
 mod telemetry;
 mod timeouts;
 mod tls;

@@ -34,6 +34,8 @@ const STATUS_DELAY: Duration = Duration::from_millis(100);
 /// How long a probe may fail before the status says why, and how often it is asked again.
 const EXPLAIN_AFTER: Duration = Duration::from_secs(1);
 const EXPLAIN_EVERY: Duration = Duration::from_secs(2);
+/// From a pod's deletion until its containers are told to stop.
+const NOTICE: Duration = Duration::from_millis(100);
 /// Grace of a pod whose object is gone already.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
@@ -295,7 +297,7 @@ impl Worker {
         let next = if self.sandbox.is_some() { self.next() } else { self.take_sandbox().await };
         match next {
             Next::Stay => self.step(Event::Look).await,
-            Next::End(grace) => self.step(Event::Delete { grace }).await,
+            Next::End(grace) => self.stop_with_notice(grace).await,
             Next::Leave => return true,
         }
         while !self.machine.finished {
@@ -334,12 +336,24 @@ impl Worker {
             };
             match next {
                 Next::Stay => {}
-                Next::End(grace) => self.step(Event::Delete { grace }).await,
+                Next::End(grace) => self.stop_with_notice(grace).await,
                 Next::Leave => return true,
             }
         }
         debug!("nothing of the pod runs any more");
         false
+    }
+
+    /// Stops all. Whoever sends the pod requests watches it too, and gets a moment to see that it goes: a container that
+    /// is told to stop may close connections that a request is just being written to.
+    async fn stop_with_notice(&mut self, grace: Duration) {
+        let alive = self.machine.containers.iter().any(|container| container.is_alive());
+        let first = !self.machine.deleting && !self.gone;
+        let notice = if alive && first { NOTICE.min(grace) } else { Duration::ZERO };
+        if !notice.is_zero() {
+            sleep(notice).await;
+        }
+        self.step(Event::Delete { grace: grace - notice }).await;
     }
 
     /// The supervisor is gone, and all containers with it: what is to run again gets a new sandbox.
