@@ -8,7 +8,7 @@ use crate::NO_GRACE;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_benchmark_gives_its_figures() -> Result<()> {
-    if cannot_run(&["kubectl", "python3"]).is_some() {
+    if cannot_run(&["kubectl", "python3", "wrk", "h2load", "nginx", "haproxy"]).is_some() {
         return Ok(());
     }
     let mut platform = Platform::start(Options::default()).await?;
@@ -39,6 +39,24 @@ async fn every_benchmark_gives_its_figures() -> Result<()> {
         }
         let report = bench(&["idle", "--services", "2", "--seconds", "1"]).await?;
         above_zero(&report, "/idle/0/rss_mib");
+        platform.load_echo().await?;
+        let short =
+            ["--rounds", "1", "--seconds", "1", "--sockets", "50", "--waiting", "50", "--overload-seconds", "2"];
+        let report = bench(&[&["gateway"], &short[..]].concat()).await?;
+        for load in 0..6 {
+            for proxy in 0..3 {
+                above_zero(&report, &format!("/gateway/loads/{load}/proxies/{proxy}/per_second/0"));
+                above_zero(&report, &format!("/gateway/loads/{load}/proxies/{proxy}/cpu_us"));
+            }
+        }
+        for pointer in
+            ["/gateway/loads/0/proxies/2/half/p99_ms", "/gateway/sockets/2/with_mib", "/gateway/waiting/with_mib"]
+        {
+            above_zero(&report, pointer);
+        }
+        let statuses = report["gateway"]["overload"]["statuses"].as_object().context("statuses")?;
+        assert!(statuses.keys().all(|status| matches!(status.as_str(), "200" | "429" | "503")), "{statuses:?}");
+        above_zero(&report, "/gateway/overload/goodput_per_second");
     }
     let left = platform.kubectl(&["get", "ksvc,functions", "-o", "name"]).await?.ok()?;
     assert_eq!(left.trim(), "", "a benchmark left something");
