@@ -115,8 +115,11 @@ impl Recent {
     /// Longest text of an object that is kept parsed; parsed it takes a few times as much.
     const LONGEST: usize = 16 * 1024;
 
-    /// Remembers an object, and lets go of the oldest.
+    /// Remembers an object, and lets go of the oldest. A long one, of which nothing is kept parsed, is not held at all.
     pub fn push(&self, object: &Arc<Object>) {
+        if object.bytes.len() > Self::LONGEST {
+            return;
+        }
         let mut objects = self.0.lock();
         let oldest = if objects.len() < Self::OBJECTS { None } else { objects.pop_front() };
         objects.push_back(object.clone());
@@ -284,6 +287,7 @@ mod tests {
         let long = "x".repeat(Recent::LONGEST);
         let (first, second) = (write("first"), write(&long));
         assert!(is_kept(&first) && !is_kept(&second));
+        assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (2, 1));
         assert_eq!((first.value(), second.value()), (value("first"), value(&long)));
         assert!(is_kept(&first));
         assert_eq!((first.take_value(), is_kept(&first), first.take_value()), (value("first"), false, value("first")));

@@ -7,6 +7,8 @@
 //!
 //! `cargo run --release -p gateway --example telemetry [ROUNDS [REQUESTS]]`
 
+mod world;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -17,7 +19,6 @@ use std::time::{Duration, Instant};
 use base::{RevisionId, RouteId};
 use bytes::Bytes;
 use client::cache::Caches;
-use client::link::{AutoscalerLink, Stat};
 use gateway::access_log::Sink;
 use gateway::metrics::{Metrics, Via};
 use gateway::settings::Settings;
@@ -43,13 +44,6 @@ const MODES: [(&str, bool, &str); 5] = [
     ("log, 1 % traced", true, "0.01"),
     ("log, all traced", true, "1"),
 ];
-
-struct Nobody;
-
-impl AutoscalerLink for Nobody {
-    fn report(&self, _: &[Stat]) {}
-    fn poke(&self, _: &RevisionId) {}
-}
 
 /// A file that takes everything.
 #[derive(Debug)]
@@ -139,7 +133,7 @@ fn running(place: usize) -> io::Result<u64> {
 fn metrics() -> f64 {
     const TIMES: u32 = 1_000_000;
     let metrics = Metrics::new();
-    let parsed: api::serving::Revision = serde_json::from_value(revision(80)).expect("it is a Revision");
+    let parsed: api::serving::Revision = serde_json::from_value(world::revision(80)).expect("it is a Revision");
     let revision = metrics.of(&RevisionId::new("ns", "hello-00001"), &Settings::of(&parsed));
     let route = metrics.of_route(&RouteId::new("ns", "hello"));
     let start = Instant::now();
@@ -224,33 +218,18 @@ async fn run_gateway(
     settings: Value,
     ready: std::sync::mpsc::Sender<SocketAddr>,
 ) -> Result<(), Error> {
-    let objects = Arc::new([
-        ("/apis/serving.knative.dev/v1/revisions", revision(backend.port())),
-        ("/apis/serving.knative.dev/v1/routes", route()),
-        ("/api/v1/pods", pod(backend)),
-        ("/api/v1/namespaces/colibri-system/configmaps", settings),
-    ]);
-    let service = tower::service_fn(move |request: Request<kube::client::Body>| {
-        let objects = objects.clone();
-        async move {
-            if request.uri().query().unwrap_or_default().contains("watch=true") {
-                return std::future::pending().await;
-            }
-            let items: Vec<&Value> =
-                objects.iter().filter(|(path, _)| *path == request.uri().path()).map(|(_, object)| object).collect();
-            let list =
-                json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items});
-            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(list.to_string()))))
-        }
-    });
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let caches = Caches::new(kube::Client::new(service, "default"), tasks.clone(), stop.clone());
+    let caches = Caches::new(
+        world::client(backend, vec![("/api/v1/namespaces/colibri-system/configmaps", settings)]),
+        tasks.clone(),
+        stop.clone(),
+    );
     let socket = TcpListener::bind("127.0.0.1:0").await?;
     let address = socket.local_addr()?;
     let listener = Listener { socket, kind: ListenerKind::Public };
     let null = std::fs::File::options().write(true).open("/dev/null")?;
     let config = Config { access_log: Arc::new(Null(null)), ..Config::default() };
-    let gateway = Gateway::start(config, caches, Arc::new(Nobody), vec![listener], tasks, stop);
+    let gateway = Gateway::start(config, caches, Arc::new(world::Nobody), vec![listener], tasks, stop);
     while gateway.ready_and_waiting(&RevisionId::new("ns", "hello-00001")).0 == 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -258,24 +237,4 @@ async fn run_gateway(
     std::future::pending::<()>().await;
     drop(gateway);
     Ok(())
-}
-
-fn revision(port: u16) -> Value {
-    json!({"apiVersion": "serving.knative.dev/v1", "kind": "Revision",
-        "metadata": {"name": "hello-00001", "namespace": "ns"},
-        "spec": {"containers": [{"name": "c", "ports": [{"containerPort": port}]}]}})
-}
-
-fn route() -> Value {
-    json!({"apiVersion": "serving.knative.dev/v1", "kind": "Route",
-        "metadata": {"name": "hello", "namespace": "ns"}, "spec": {},
-        "status": {"observedGeneration": 1, "url": "http://hello.ns.localhost",
-            "traffic": [{"revisionName": "hello-00001", "percent": 100}]}})
-}
-
-fn pod(address: SocketAddr) -> Value {
-    json!({"apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": "hello", "namespace": "ns", "uid": "u",
-            "labels": {"serving.knative.dev/revision": "hello-00001"}},
-        "spec": {"containers": []}, "status": {"podIP": address.ip().to_string()}})
 }
